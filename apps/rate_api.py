@@ -1,0 +1,292 @@
+"""What the raters' browsers talk to: one Gradio page with the rating card, and the JSON routes beside it.
+
+The server knows a rater by the cookie that it signed, a picture by its content hash, and everything else by the store: a
+reload, a second tab or a restart goes on where the rater was. Only registered pictures are served, never a path.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gradio
+from fastapi import Cookie, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from mmrlhf.errors import UserError
+from mmrlhf.images import content_hash
+from mmrlhf.store import Answer, Judgement, Preference, Store, Task
+
+COOKIE = "mmrlhf_rater"
+COOKIE_SECONDS = 30 * 24 * 3600
+MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+CHOICES = {"pair": ("left", "right", "tie", "both_bad", "skip"), "likert": ("1", "2", "3", "4", "5", "skip")}
+# Gradio's own ways to put files on this machine or take them from it: the card needs none
+CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
+
+
+class Login(BaseModel):
+    """What the first page sends."""
+
+    name: str = Field(max_length=200)
+
+
+class Vote(BaseModel):
+    """What a choice sends; `vote_id` is made by the browser, so that sending it again is not a second vote."""
+
+    vote_id: str = Field(pattern=r"^[0-9a-f-]{16,64}$")
+    task: str = Field(pattern=r"^[0-9a-f]{32}$")
+    choice: str = Field(max_length=20)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The rules of one rating app over a store."""
+
+    store: Store
+    mode: Literal["pair", "likert"]
+    overlap: int
+    annotator_names: tuple[str, ...]
+    instructions: str
+
+    @property
+    def single(self) -> bool:
+        """Whether a question shows one picture."""
+        return self.mode == "likert"
+
+    def state(self, annotator: str | None) -> dict[str, Any]:
+        """Everything that a rater's page shows."""
+        common = {"name": annotator, "mode": self.mode, "instructions": self.instructions}
+        if annotator is None:
+            return common
+        tasks = self.store.next_tasks(annotator, self.overlap, single=self.single)
+        progress = self.store.progress(annotator, self.overlap, single=self.single)
+        answered = progress.voted + progress.skipped
+        return {
+            **common,
+            "tasks": [self.question(task, annotator) for task in tasks],
+            "answered": answered,
+            "total": answered + progress.open,
+            "finished": progress.complete == progress.tasks,
+        }
+
+    def question(self, task: Task, annotator: str) -> dict[str, Any]:
+        """A task as its page shows it."""
+        return {"task": task.key, "prompt": task.prompt, "images": [f"images/{key}" for key in shown(task, annotator)]}
+
+    def record(self, vote: Vote, annotator: str) -> None:
+        """Put a choice into the store; returns after the commit."""
+        task = self.store.task(vote.task)
+        if task is None or (task.item_1 == "") != self.single:
+            raise HTTPException(404, "This question is no longer asked.")
+        if vote.choice not in CHOICES[self.mode]:
+            raise HTTPException(422, f"The choice is none of {', '.join(CHOICES[self.mode])}.")
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        if vote.choice == "skip":
+            self.store.skip(task, annotator, vote.vote_id, vote.seconds, now)
+        elif self.single:
+            self.store.add_judgement(
+                Judgement(
+                    task.prompt,
+                    task.item_0,
+                    float(vote.choice),
+                    annotator,
+                    "human",
+                    vote.seconds,
+                    now,
+                    vote.vote_id,
+                    {"scale": [1, 5]},
+                )
+            )
+        else:
+            self.store.add(preference(task, vote, annotator, now))
+
+    def earlier(self, annotator: str, before: int | None) -> dict[str, Any] | None:
+        """The rater's answer before the one numbered `before` (their last one without), as its page shows it."""
+        while answers := self.store.answers(annotator, before):
+            answer = answers[0]
+            if (answer.task.item_1 == "") == self.single:
+                return {
+                    **self.question(answer.task, annotator),
+                    "number": answer.number,
+                    "choice": choice_of(answer, annotator),
+                }
+            before = answer.number
+        return None
+
+
+def shown(task: Task, annotator: str) -> tuple[str, ...]:
+    """The items from left to right: a coin for each rater and task that falls the same way after a reload."""
+    if not task.item_1:
+        return (task.item_0,)
+    first, second = sorted((task.item_0, task.item_1))
+    coin = hashlib.sha256(f"{task.key} {annotator}".encode()).digest()[0] & 1
+    return (second, first) if coin else (first, second)
+
+
+def preference(task: Task, vote: Vote, annotator: str, now: str) -> Preference:
+    """A choice between two pictures as the record that the store keeps."""
+    left, right = shown(task, annotator)
+    chosen = {"left": left, "right": right}.get(vote.choice)
+    return Preference(
+        prompt=task.prompt,
+        items=(task.item_0, task.item_1),
+        label=0.5 if chosen is None else float(chosen == task.item_0),
+        annotator=annotator,
+        source="human",
+        shown=(left, right),
+        seconds=vote.seconds,
+        time=now,
+        vote_id=vote.vote_id,
+        extra={"both_bad": True} if vote.choice == "both_bad" else {},
+    )
+
+
+def choice_of(answer: Answer, annotator: str) -> str:
+    """The button that gave an answer."""
+    if answer.kind == "skip" or answer.value is None:
+        return "skip"
+    if answer.kind == "score":
+        return str(round(answer.value))
+    if answer.value == 0.5:
+        return "both_bad" if answer.extra.get("both_bad") else "tie"
+    preferred = answer.task.item_0 if answer.value > 0.5 else answer.task.item_1
+    return "left" if shown(answer.task, annotator)[0] == preferred else "right"
+
+
+def clean_name(name: str, allowed: Sequence[str]) -> str:
+    """The rater's name, or a 422 that says what is wrong with it."""
+    name = " ".join(unicodedata.normalize("NFC", name).split())
+    if not 1 <= len(name) <= 60 or not name.isprintable():
+        raise HTTPException(422, "Please give a name of 1 to 60 letters.")
+    if name.casefold().startswith("simulated"):
+        raise HTTPException(422, "Names that start with “simulated” are kept for simulated raters.")
+    if allowed and name not in allowed:
+        raise HTTPException(422, "This name is not on the list. Spell it as you were told, or ask who invited you.")
+    return name
+
+
+def sign(name: str, secret: bytes) -> str:
+    """The cookie that proves a rater's name."""
+    proof = hmac.new(secret, name.encode(), "sha256").hexdigest()
+    return f"{base64.urlsafe_b64encode(name.encode()).decode().rstrip('=')}.{proof}"
+
+
+def verify(cookie: str, secret: bytes) -> str | None:
+    """The name in a cookie that we signed, else None."""
+    encoded = cookie.partition(".")[0]
+    try:
+        name = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return name if hmac.compare_digest(sign(name, secret).encode(), cookie.encode()) else None
+
+
+def read_image(store: Store, key: str) -> Response:
+    """The bytes of a registered picture, if they still are what was registered."""
+    item = store.item(key)
+    try:
+        data = b"" if item is None else Path(item.path).read_bytes()
+    except OSError:
+        data = b""
+    media_type = next((name for magic, name in MEDIA_TYPES.items() if data.startswith(magic)), None)
+    if data.startswith(b"BM"):
+        media_type = "image/bmp"
+    if item is None or media_type is None or content_hash(data) != item.hash:
+        raise HTTPException(404, "This picture is missing, or its file has changed.")
+    headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(data, media_type=media_type, headers=headers)
+
+
+def build_app(
+    store: Store,
+    *,
+    mode: Literal["pair", "likert"],
+    overlap: int,
+    annotator_names: Sequence[str],
+    instructions: str,
+) -> FastAPI:
+    """The whole app; its routes come before Gradio's, which is mounted last."""
+    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions)
+    secret = store.secret()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    def rater(mmrlhf_rater: Annotated[str, Cookie()] = "") -> str | None:
+        name = verify(mmrlhf_rater, secret)
+        return None if name is None or (annotator_names and name not in annotator_names) else name
+
+    def known_rater(name: Annotated[str | None, Depends(rater)]) -> str:
+        if name is None:
+            raise HTTPException(401, "Please give your name first.")
+        return name
+
+    @app.exception_handler(UserError)
+    def store_trouble(_request: Request, error: Exception) -> JSONResponse:
+        print(f"mmrlhf rate: {error}", file=sys.stderr, flush=True)  # for who runs the app, not for raters
+        return JSONResponse({"detail": "The answer could not be saved."}, status_code=503)
+
+    @app.middleware("http")
+    async def close_gradio_files(request: Request, call_next: Any) -> Any:
+        if request.url.path.startswith(CLOSED):
+            return JSONResponse({"detail": "Not Found"}, status_code=404)
+        return await call_next(request)
+
+    @app.get("/images/{key}")
+    def image(key: str, _name: Annotated[str, Depends(known_rater)]) -> Response:
+        return read_image(store, key)
+
+    @app.get("/api/state")
+    def state(name: Annotated[str | None, Depends(rater)]) -> dict[str, Any]:
+        return desk.state(name)
+
+    @app.post("/api/login")
+    def login(login: Login, response: Response) -> dict[str, Any]:
+        name = clean_name(login.name, annotator_names)
+        response.set_cookie(COOKIE, sign(name, secret), max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
+        return desk.state(name)
+
+    @app.post("/api/logout")
+    def logout(response: Response) -> dict[str, Any]:
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return desk.state(None)
+
+    @app.post("/api/vote")
+    def vote(vote: Vote, name: Annotated[str, Depends(known_rater)]) -> dict[str, Any]:
+        desk.record(vote, name)
+        return desk.state(name)
+
+    @app.get("/api/back")
+    def back(name: Annotated[str, Depends(known_rater)], before: int | None = None) -> dict[str, Any]:
+        return {"question": desk.earlier(name, before)}
+
+    return mount_card(app)
+
+
+def mount_card(app: FastAPI) -> FastAPI:
+    """The Gradio page: one HTML card, with its style in the page's head."""
+    files = {kind: (Path(__file__).parent / f"rate_card.{kind}").read_text("utf-8") for kind in ("html", "css", "js")}
+    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]  # no web fonts: it works offline
+    with gradio.Blocks(
+        title="mmrlhf · rate", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+    ) as page:
+        gradio.HTML(html_template=files["html"], js_on_load=files["js"], apply_default_css=False)
+    return gradio.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        head=f"<style>{files['css']}</style>",
+        footer_links=[],
+        run_history=False,
+        max_file_size=1,
+        show_error=False,
+    )

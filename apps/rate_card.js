@@ -1,0 +1,264 @@
+// The rating card. The server's state is the only truth: this script draws it, sends choices, and keeps an unsent one.
+const card = element.querySelector(".mm");
+const $ = (selector) => card.querySelector(selector);
+const $$ = (selector) => [...card.querySelectorAll(selector)];
+const PENDING = "mmrlhf-pending-vote";
+const KEYS = {
+  pair: { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", ArrowUp: "both_bad", s: "skip" },
+  likert: { 1: "1", 2: "2", 3: "3", 4: "4", 5: "5", s: "skip" },
+};
+const ASK = { pair: "Which picture is better?", likert: "How good is this picture?" };
+
+let state = null; // what /api/state said last
+let question = null; // what is on the screen
+let past = false; // whether that is an earlier answer, looked at again
+let shownAt = null; // when its pictures were there; null before
+let busy = false;
+let poll = 0;
+const warmed = new Map(); // url -> Image, so that the next pair is there at once
+
+window.mmRateStop?.abort(); // a card drawn again takes over the keyboard
+const stop = (window.mmRateStop = new AbortController());
+
+async function call(path, body) {
+  const options = { signal: AbortSignal.timeout(15000), cache: "no-store", credentials: "same-origin" };
+  if (body !== undefined) Object.assign(options, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+  const response = await fetch(path, options);
+  const answer = await response.json().catch(() => ({}));
+  if (response.ok) return answer;
+  const detail = typeof answer.detail === "string" ? answer.detail : "The server did not understand this.";
+  throw Object.assign(new Error(detail), { status: response.status });
+}
+
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+const isOutage = (error) => error.status === undefined || error.status >= 500;
+
+function say(text) {
+  $(".mm-alert").textContent = text;
+  $(".mm-alert").hidden = !text;
+}
+
+async function insist(path, body, words) {
+  // until it is answered; sending a vote again is safe, its id is the same
+  for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
+    try {
+      const answer = await call(path, body);
+      say("");
+      return answer;
+    } catch (error) {
+      if (!isOutage(error)) { say(""); throw error; }
+      say(words);
+      await pause(wait);
+      if (stop.signal.aborted) throw error;
+    }
+  }
+}
+
+function screen(name) {
+  card.dataset.screen = name;
+  clearTimeout(poll);
+}
+
+function draw(fresh) {
+  state = fresh;
+  card.dataset.mode = state.mode;
+  if (!state.name) return welcome();
+  const percent = state.total ? (100 * state.answered) / state.total : 100;
+  $(".mm-bar i").style.width = percent + "%";
+  $(".mm-bar").setAttribute("aria-valuemax", state.total);
+  $(".mm-bar").setAttribute("aria-valuenow", state.answered);
+  $(".mm-count").textContent = `${state.answered} of ${state.total}`;
+  $(".mm-who").textContent = state.name;
+  state.tasks.forEach((task) => task.images.forEach(warm));
+  if (state.tasks.length) show(state.tasks[0], false);
+  else done();
+}
+
+function welcome() {
+  question = null;
+  $(".mm-welcome .mm-title").textContent = ASK[state.mode];
+  $(".mm-welcome .mm-lead").textContent = state.instructions || "You will see pictures made for a text. Say what you like; there is no wrong answer.";
+  screen("welcome");
+  $("#mm-name").focus();
+}
+
+function done() {
+  question = null;
+  $(".mm-done .mm-title").textContent = state.answered ? "Thank you, that is all." : "Nothing to rate for you now.";
+  $(".mm-done .mm-lead").textContent =
+    (state.answered ? `${state.answered} ${state.answered === 1 ? "answer is" : "answers are"} saved under “${state.name}”.` : "") +
+    (state.finished ? " You can close this page." : " When there is more to rate, it appears here.");
+  screen("done");
+  poll = setTimeout(refresh, 5000);
+}
+
+async function refresh() {
+  try {
+    const fresh = await call("api/state");
+    if (card.dataset.screen === "done" && (fresh.tasks?.length || !fresh.name || fresh.total !== state.total)) return draw(fresh);
+    if (card.dataset.screen === "done" && fresh.finished !== state.finished) return draw(fresh);
+  } catch (error) { /* the page says that all is saved; an ended server is no news */ }
+  if (card.dataset.screen === "done") poll = setTimeout(refresh, 5000);
+}
+
+function warm(url) {
+  if (warmed.has(url)) return warmed.get(url);
+  const image = new Image();
+  image.src = url;
+  warmed.set(url, image);
+  if (warmed.size > 12) warmed.delete(warmed.keys().next().value);
+  return image;
+}
+
+async function show(next, isPast) {
+  question = next;
+  past = isPast;
+  shownAt = null;
+  card.classList.toggle("mm-past", past);
+  screen("rate");
+  const prompt = $(".mm-prompt");
+  prompt.textContent = next.prompt;
+  prompt.classList.toggle("mm-long", next.prompt.length > 120);
+  $(".mm-hint").textContent = past ? "Your earlier answer. Choose again to change it" : ASK[state.mode];
+  $(".mm-guide").textContent = state.instructions;
+  mark(past ? next.choice : null);
+  const pictures = $$(".mm-picture");
+  pictures.forEach((picture, i) => {
+    picture.hidden = i >= next.images.length;
+    const image = picture.querySelector("img");
+    if (picture.hidden) image.removeAttribute("src");
+    else if (image.getAttribute("src") !== next.images[i]) image.src = next.images[i];
+  });
+  const images = pictures.filter((picture) => !picture.hidden).map((picture) => picture.querySelector("img"));
+  try {
+    await Promise.all(images.map((image) => image.decode()));
+  } catch (error) {
+    if (question === next) say("A picture does not load. Skip it, or tell who runs this.");
+    return;
+  }
+  if (question !== next) return;
+  const ratio = window.devicePixelRatio || 1;
+  images.forEach((image) => image.classList.toggle("mm-tiny", image.naturalWidth * 2 <= image.clientWidth * ratio));
+  shownAt = performance.now(); // a key pressed before is about the pair before: it does not count
+}
+
+function mark(choice) {
+  $$("[data-choice]").forEach((button) => button.classList.toggle("mm-chosen", button.dataset.choice === choice));
+}
+
+async function working(task) {
+  if (busy) return;
+  busy = true;
+  card.classList.add("mm-busy");
+  try {
+    await task();
+  } catch (error) {
+    if (error.status === 401) { state = { ...state, name: null, mode: state?.mode ?? "pair" }; welcome(); }
+    else if (!stop.signal.aborted) { draw(await insist("api/state", undefined, "The server does not answer. Trying again…")); say(error.message); }
+  } finally {
+    busy = false;
+    card.classList.remove("mm-busy");
+  }
+}
+
+function choose(choice) {
+  if (card.dataset.screen !== "rate" || busy || (shownAt === null && choice !== "skip")) return;
+  say("");
+  const seconds = shownAt === null ? 0 : (performance.now() - shownAt) / 1000;
+  const vote = { vote_id: randomId(), task: question.task, choice, seconds: Math.min(seconds, 86400) };
+  mark(choice);
+  working(() => send(vote));
+}
+
+function randomId() { // crypto.randomUUID is missing where the page comes over plain http from another machine
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function send(vote) {
+  keep({ vote, name: state.name });
+  try {
+    const fresh = await insist("api/vote", vote, "Not saved yet. Trying again…");
+    keep(null);
+    draw(fresh);
+  } catch (error) {
+    if (error.status !== 401) keep(null);
+    throw error;
+  }
+}
+
+function keep(pending) {
+  try {
+    if (pending) localStorage.setItem(PENDING, JSON.stringify(pending));
+    else localStorage.removeItem(PENDING);
+  } catch (error) { /* a private window without storage */ }
+}
+
+function kept() {
+  try { return JSON.parse(localStorage.getItem(PENDING)); } catch (error) { return null; }
+}
+
+function back() {
+  if (!["rate", "done"].includes(card.dataset.screen) || busy) return;
+  const before = past ? `?before=${question.number}` : "";
+  working(async () => {
+    const earlier = (await insist("api/back" + before, undefined, "The server does not answer. Trying again…")).question;
+    if (earlier) await show(earlier, true);
+    else say("This is your first answer.");
+  });
+}
+
+function forward() {
+  if (!past || busy) return;
+  say("");
+  working(async () => draw(await insist("api/state", undefined, "The server does not answer. Trying again…")));
+}
+
+function logout() {
+  if (busy) return;
+  working(async () => draw(await insist("api/logout", {}, "The server does not answer. Trying again…")));
+}
+
+async function enter(fresh) {
+  // a vote that a reload or an outage left unsent goes first
+  const pending = kept();
+  if (fresh.name && pending?.name === fresh.name) {
+    state = fresh;
+    await send(pending.vote);
+  } else draw(fresh);
+}
+
+card.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const { choice, do: action } = button.dataset;
+  if (button.type !== "submit") button.blur(); // so that the space bar does not press it again
+  if (choice && !(card.dataset.mode === "likert" && button.classList.contains("mm-picture"))) choose(choice);
+  else if (action) ({ back, return: forward, logout })[action]();
+}, { signal: stop.signal });
+
+$(".mm-welcome").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $(".mm-wrong").textContent = "";
+  working(async () => {
+    try {
+      await enter(await call("api/login", { name: $("#mm-name").value }));
+    } catch (error) {
+      $(".mm-wrong").textContent = isOutage(error) ? "The server does not answer. Please try again." : error.message;
+    }
+  });
+}, { signal: stop.signal });
+
+document.addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.target.closest?.("input, textarea, select, [contenteditable]")) return;
+  if (!["rate", "done"].includes(card.dataset.screen)) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const choice = KEYS[card.dataset.mode][key];
+  if (!choice && key !== "b" && key !== "Escape") return;
+  event.preventDefault(); // arrows would scroll
+  if (choice) choose(choice);
+  else if (key === "b") back();
+  else forward();
+}, { signal: stop.signal });
+
+working(async () => enter(await insist("api/state", undefined, "The server does not answer. Trying again…")));

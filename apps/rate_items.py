@@ -1,0 +1,128 @@
+"""The user's files as items and questions: a folder of pictures, ITEMS.jsonl or PAIRS.jsonl."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mmrlhf.errors import UserError
+from mmrlhf.images import content_hash, list_images
+from mmrlhf.store import Task
+
+Items = dict[str, tuple[str, str]]  # content hash -> (path, prompt)
+LISTS = ("pairs.jsonl", "items.jsonl")  # a folder that holds one of them is read through it
+
+
+def read_questions(source: Path, *, single: bool, pairs_per_item: int, seed: int) -> tuple[Items, list[Task]]:
+    """(items, tasks) of a folder or a .jsonl file; UserError where there is nothing to ask.
+
+    PAIRS.jsonl gives its own pairs. Otherwise each picture meets `pairs_per_item` others of its prompt, drawn by `seed`; a
+    folder without a list has one prompt, ''. `single` asks about each picture alone.
+    """
+    reader = Reader()
+    rows = list(read_rows(source))
+    pairs: list[Task] = []
+    groups: dict[str, dict[str, None]] = {}
+    for where, folder, row in rows:
+        prompt = row.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise UserError(f"{where}: the prompt is {prompt!r}: give a text")
+        names = ["image"] if "image" in row else ["image_0", "image_1"]
+        hashes = [reader.add(where, folder, row.get(name), prompt) for name in names]
+        if len(hashes) == 2 and hashes[0] != hashes[1]:
+            pairs.append(Task(prompt, hashes[0], hashes[1], why="listed"))
+        groups.setdefault(prompt, {}).update(dict.fromkeys(hashes))
+    if single:
+        return reader.items, [Task(prompt, key, why="listed") for prompt, keys in groups.items() for key in keys]
+    listed = any("image_0" in row for _, _, row in rows)
+    tasks = pairs if listed else draw_pairs({p: list(keys) for p, keys in groups.items()}, pairs_per_item, seed)
+    if not tasks:
+        raise UserError(f"nothing to compare in {source}: give two different pictures for at least one prompt")
+    return reader.items, tasks
+
+
+def read_rows(source: Path) -> Iterator[tuple[str, Path, dict[str, object]]]:
+    """(where, folder that paths start from, row) of each line of a list, or of each picture in a folder."""
+    if source.is_dir():
+        names = {path.name.lower(): path for path in sorted(source.iterdir())}
+        listed = [names[name] for name in LISTS if name in names]
+        if not listed:
+            for path in list_images(source):
+                yield str(path), source, {"image": str(path.resolve())}
+            return
+        source = listed[0]
+    if not source.is_file() or source.suffix.lower() != ".jsonl":
+        raise UserError(f"no items at {source}: give a folder of pictures, ITEMS.jsonl or PAIRS.jsonl")
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{source}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON ({error}): write one JSON object a line") from error
+        if not isinstance(row, dict) or not ({"image"} <= set(row) or {"image_0", "image_1"} <= set(row)):
+            raise UserError(
+                f'{where} names no picture: write {{"prompt", "image"}} or {{"prompt", "image_0", "image_1"}}'
+            )
+        yield where, source.parent, row
+
+
+class Reader:
+    """Reads each file once, checks that it is a picture, and gathers the items by content hash."""
+
+    def __init__(self) -> None:
+        self.items: Items = {}
+        self.hashes: dict[Path, str] = {}
+
+    def add(self, where: str, folder: Path, name: object, prompt: str) -> str:
+        """The content hash of the picture `name`, relative to `folder`."""
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{where}: the picture is {name!r}: give the path of a file")
+        path = (folder / name).resolve()
+        if path not in self.hashes:
+            if not path.is_file():
+                raise UserError(f"{where}: no picture {path}: give a path relative to {folder}")
+            try:
+                with Image.open(path) as picture:
+                    picture.verify()
+            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                raise UserError(
+                    f"{path} is not a readable picture ({error}): give PNG, JPEG or WebP, or remove it"
+                ) from error
+            self.hashes[path] = content_hash(path.read_bytes())
+        key = self.hashes[path]
+        self.items.setdefault(key, (str(path), prompt))
+        return key
+
+
+def draw_pairs(groups: dict[str, list[str]], pairs_per_item: int, seed: int) -> list[Task]:
+    """Random pairs within each prompt: rings through all its items, so that every item is compared and all are linked."""
+    if pairs_per_item < 2:
+        raise UserError(f"got {pairs_per_item} pairs per item, allowed is 2 or more: fewer leave the items unlinked")
+    shuffle = random.Random(seed)
+    rounds = []
+    for prompt, keys in groups.items():
+        seen: set[frozenset[str]] = set()
+        possible = len(keys) * (len(keys) - 1) // 2
+        wanted = min(possible, len(keys) * pairs_per_item // 2)
+        while len(seen) < wanted:
+            for pair in ring(keys, shuffle):
+                if frozenset(pair) not in seen and len(seen) < wanted:
+                    seen.add(frozenset(pair))
+                    rounds.append(Task(prompt, *pair, why="random"))
+    shuffle.shuffle(rounds)
+    return rounds
+
+
+def ring(keys: Sequence[str], shuffle: random.Random) -> list[tuple[str, str]]:
+    """Each item with its neighbours on a random circle."""
+    order = list(keys)
+    shuffle.shuffle(order)
+    return [(order[i], order[i - 1]) for i in range(len(order)) if order[i] != order[i - 1]]

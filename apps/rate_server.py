@@ -1,0 +1,146 @@
+"""The rating app as a running web server: started, waited for, and stopped."""
+
+import asyncio
+import contextlib
+import functools
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from mmrlhf.errors import UserError
+from mmrlhf.store import Store
+
+FAREWELL_SECONDS = 2.0  # the last rater's page still learns that it is done
+
+
+class Handle:
+    """A server in a thread of its own, on an app that `build` makes there; `url` is where raters go."""
+
+    def __init__(self, build: Callable[[], Any], listener: socket.socket, url: str) -> None:
+        self.url = url
+        self.server: Any = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(build, listener), daemon=True)
+        self.thread.start()
+        while self.thread.is_alive() and not (self.server and self.server.started):
+            time.sleep(0.02)
+        if not self.thread.is_alive():
+            listener.close()
+            raise RuntimeError("the web server ended while it started") from self.error
+
+    def close(self) -> None:
+        """Stop answering; returns when the last request has ended."""
+        self.server.should_exit = True
+        self.thread.join()
+
+    def _run(self, build: Callable[[], Any], listener: socket.socket) -> None:
+        try:
+            asyncio.run(self._serve(build, listener))
+        except BaseException as error:
+            self.error = error
+
+    async def _serve(self, build: Callable[[], Any], listener: socket.socket) -> None:
+        import uvicorn
+
+        # the app is made inside the loop that serves it: outside of one, Gradio makes loops and never closes them
+        config = uvicorn.Config(build(), log_level="warning", timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        await self.server.serve(sockets=[listener])
+
+
+def serve(
+    store: Store,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    block: bool = True,
+    wanted: int | None = None,
+    mode: Literal["pair", "likert"] = "pair",
+    overlap: int = 1,
+    annotator_names: Sequence[str] = (),
+    instructions: str = "",
+) -> Handle:
+    """Serve the store's queued tasks to raters; UserError where the address cannot be had.
+
+    `block` waits until Ctrl-C, or until the store holds `wanted` judgements of the mode, and stops the server. Without it,
+    the running server comes back at once, to be closed by the caller.
+    """
+    from apps.rate_api import build_app  # imports gradio: seconds
+
+    listener = bind(host, port)
+    shown_host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    build = functools.partial(
+        build_app, store, mode=mode, overlap=overlap, annotator_names=annotator_names, instructions=instructions
+    )
+    handle = Handle(build, listener, f"http://{shown_host}:{listener.getsockname()[1]}")
+    print(f"rate at {handle.url} (Ctrl-C stops; every judgement is kept)", flush=True)
+    if block:
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                wait_for(store, wanted, mode, overlap)
+        finally:
+            handle.close()
+    return handle
+
+
+def serve_until(
+    store: Store,
+    *,
+    wanted: int,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    mode: Literal["pair", "likert"] = "pair",
+    overlap: int = 1,
+    **options: Any,
+) -> int:
+    """Serve until the store holds `wanted` judgements, or every question has its `overlap` votes; returns how many there are.
+
+    The server is stopped then. `options` are others of `serve`. Ctrl-C raises KeyboardInterrupt; the judgements are kept.
+    """
+    handle = serve(store, host=host, port=port, block=False, mode=mode, overlap=overlap, **options)
+    try:
+        wait_for(store, wanted, mode, overlap)
+    finally:
+        handle.close()
+    return judgements(store, mode)
+
+
+def wait_for(store: Store, wanted: int | None, mode: str, overlap: int = 1) -> None:
+    """Return a moment after the store holds `wanted` judgements, or every question has all its votes.
+
+    Without a number, never: new questions may come.
+    """
+    while wanted is None or judgements(store, mode) < wanted:
+        progress = store.progress("", overlap, single=mode == "likert")
+        if wanted is not None and progress.complete == progress.tasks:
+            break
+        time.sleep(0.5)
+    time.sleep(FAREWELL_SECONDS)
+
+
+def judgements(store: Store, mode: str) -> int:
+    """How many current judgements of a mode the store holds."""
+    return store.count("score" if mode == "likert" else "pair")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port got {port}, allowed is 0 (any free one) to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot serve at {host}:{port} ({error.strerror}): give another --port (0 takes any free one) or --host"
+        ) from error
+    return listener

@@ -1,0 +1,1 @@
+"""Text-to-image policies and the methods that fine-tune them."""

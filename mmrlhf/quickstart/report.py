@@ -1,0 +1,128 @@
+"""The quickstart's report: one self-contained HTML page of pictures, curves and tables."""
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+TEMPLATE = Path(__file__).parent / "report.html"
+ACCENT, MUTED = "#c2410c", "#94a3b8"
+SHOWN_PROMPTS, SHOWN_PAIRS = 16, 12
+
+
+def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any]) -> Path:
+    """Write `folder/report.html` from the metrics and the stages' results; returns its path."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        metrics=metrics,
+        prompts=before_and_after(folder, results["evaluate"]),
+        pairs=shown_pairs(folder, results),
+        raters=results["reward"]["rater_table"],
+        reward=results["reward"],
+        config=results["evaluate"]["config"],
+        learning_curve=learning_curve(results["fine-tune"]["epochs"]),
+        gold_change=gold_change(results["evaluate"]["by_prompt"]),
+        reliability=reliability(results["reward"]["reliability"]),
+    )
+    path = folder / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page)
+    os.replace(temporary, path)
+    return path
+
+
+def data_uri(path: Path) -> str:
+    """A picture file as a string that goes into the page."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def before_and_after(folder: Path, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """For the first held-out prompts: the same noise through the model as it was and as it is."""
+    rows = []
+    for prompt in evaluation["by_prompt"][:SHOWN_PROMPTS]:
+        rows.append(
+            {
+                "prompt": prompt["prompt"],
+                "before": [data_uri(folder / path) for path in prompt["before_images"][:3]],
+                "after": [data_uri(folder / path) for path in prompt["after_images"][:3]],
+                "gain": np.mean(prompt["gold_after"]) - np.mean(prompt["gold_before"]),
+            }
+        )
+    return rows
+
+
+def shown_pairs(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A few of the selected pairs, from both rounds, with why they were picked and what the raters said."""
+    images = results["generate"]["train"]
+    half = SHOWN_PAIRS // 2
+    picked = [*results["rate-first"]["pairs"][:half], *results["rate-second"]["pairs"][:half]]
+    return [
+        {
+            "prompt": images[pair["rows"][0]]["prompt"],
+            "images": [data_uri(folder / images[row]["image"]) for row in pair["rows"]],
+            "why": pair["why"],
+            "labels": pair["labels"],
+        }
+        for pair in picked
+    ]
+
+
+def figure_uri(figure: Any) -> str:
+    """A matplotlib figure as an SVG string that goes into the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def new_axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.2)) -> tuple[Any, Any]:
+    """A figure without window or global state, and its one axes in the report's style."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def learning_curve(epochs: list[dict[str, Any]]) -> str:
+    """Learned reward and KL to the start, epoch by epoch."""
+    figure, axes = new_axes("epoch of fine-tuning", "learned reward (mean of samples)")
+    numbers = [row["epoch"] for row in epochs]
+    axes.plot(numbers, [row["reward_mean"] for row in epochs], color=ACCENT, marker="o", ms=4)
+    right = axes.twinx()
+    right.plot(numbers, [row["kl"] for row in epochs], color=MUTED, linestyle="--")
+    right.set_ylabel("KL to the start, nats a sample", color=MUTED)
+    right.spines["top"].set_visible(False)
+    return figure_uri(figure)
+
+
+def gold_change(by_prompt: list[dict[str, Any]]) -> str:
+    """Hidden taste before and after, one line a held-out prompt."""
+    figure, axes = new_axes("", "hidden taste (mean of the prompt's pictures)")
+    for prompt in by_prompt:
+        before, after = np.mean(prompt["gold_before"]), np.mean(prompt["gold_after"])
+        axes.plot([0, 1], [before, after], color=ACCENT if after > before else MUTED, alpha=0.6, lw=1.2)
+    means = [np.mean([np.mean(p[key]) for p in by_prompt]) for key in ("gold_before", "gold_after")]
+    axes.plot([0, 1], means, color="black", lw=3)
+    axes.set_xticks([0, 1], ["before", "after"])
+    return figure_uri(figure)
+
+
+def reliability(curves: dict[str, list[list[float]]]) -> str:
+    """Predicted against observed preference, before and after temperature scaling."""
+    figure, axes = new_axes("predicted P(first preferred)", "observed share", size=(4.2, 3.6))
+    axes.plot([0, 1], [0, 1], color="#cbd5e1", lw=1)
+    for name, colour in (("before", MUTED), ("after", ACCENT)):
+        points = np.array(curves[name])
+        axes.plot(points[:, 0], points[:, 1], marker="o", ms=4, color=colour, label=f"{name} calibration")
+    axes.legend(frameon=False)
+    return figure_uri(figure)

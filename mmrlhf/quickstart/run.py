@@ -1,0 +1,125 @@
+"""A quickstart run on disk: its settings, its folder, and the record of finished stages."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mmrlhf.errors import UserError
+from mmrlhf.models import resolve_model
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """One honest trip round the loop; the defaults take a few minutes on two cores."""
+
+    out: Path = Path("quickstart")
+    """Folder for everything the run writes; report.html and metrics.json are the results."""
+    rater: Literal["simulated", "human"] = "simulated"
+    """Who rates: three simulated raters with one hidden taste, or you, in the web app."""
+    seed: int = 0
+    """Everything random follows from it."""
+    resume: bool = False
+    """Go on with a run that was stopped."""
+    model: str = "tiny-sd"
+    """Text-to-image model to align."""
+    backbone: str = "tiny-clip"
+    """CLIP model under the reward."""
+    train_prompts: int = 64
+    """Prompts to generate, rate and fine-tune on."""
+    held_out_prompts: int = 40
+    """Prompts kept apart for every evaluation."""
+    images_per_prompt: int = 6
+    """Candidate images a prompt."""
+    pairs: int = 240
+    """Pairs of training images to ask about; each rater judges each."""
+    held_out_pairs: int = 120
+    """Pairs of held-out images, judged only to measure agreement."""
+    epochs: int = 10
+    """Epochs of fine-tuning."""
+    samples_per_epoch: int = 96
+    """Images sampled, scored and learnt from in each epoch."""
+    num_steps: int = 12
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 = none, and twice as fast."""
+    learning_rate: float = 1e-3
+    """Of the LoRA weights."""
+    train_batch_size: int = 96
+    """Samples in one update of the weights."""
+    lora_rank: int = 8
+    """Rank of the LoRA matrices."""
+    host: str = "127.0.0.1"
+    """Where the rating app listens (--rater human)."""
+    port: int = 7860
+    """Its port."""
+
+
+@dataclass
+class Run:
+    """The folder of a run, its config, and the record of finished stages."""
+
+    config: QuickstartConfig
+    folder: Path
+
+    def stage(self, name: str, work: Callable[["Run"], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a stage: read back if it is finished, otherwise worked out now and recorded."""
+        path = self.folder / "stages" / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        print(f"── {name}", flush=True)
+        started = time.perf_counter()
+        result = work(self)
+        result["seconds"] = time.perf_counter() - started
+        write_json(result, path)
+        return result
+
+    def result(self, name: str) -> dict[str, Any]:
+        """The recorded result of a finished stage."""
+        return json.loads((self.folder / "stages" / f"{name}.json").read_text())
+
+    def generator(self, offset: int) -> torch.Generator:
+        """A random generator of this run's seed; `offset` tells the uses apart."""
+        return torch.Generator().manual_seed(self.config.seed * 1_000 + offset)
+
+    @property
+    def store_url(self) -> str:
+        return f"sqlite:///{self.folder / 'ratings.sqlite'}"
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    os.replace(temporary, path)
+
+
+def open_run(config: QuickstartConfig) -> Run:
+    """Make the folder, or take up the run that is in it. UserError when it holds something else."""
+    folder = config.out
+    resolve_model(config.model)
+    resolve_model(config.backbone)
+    recorded = folder / "config.json"
+    wanted = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "resume", "host", "port")}
+    if recorded.exists():
+        found = json.loads(recorded.read_text())
+        if not config.resume:
+            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+        changed = [key for key, value in wanted.items() if found.get(key) != value]
+        if changed:
+            named = ", ".join(f"{key} was {found.get(key)}, now {wanted[key]}" for key in changed)
+            raise UserError(f"{folder} holds a run with other settings ({named}): repeat them, or choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no quickstart run: choose an empty or new folder for --out")
+    try:
+        write_json(wanted, recorded)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose a folder that you may write for --out") from error
+    return Run(config, folder)

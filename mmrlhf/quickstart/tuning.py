@@ -1,0 +1,89 @@
+"""Last stages: fine-tune on the learned reward alone, and measure on held-out prompts what it did."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmrlhf.images import save_image
+from mmrlhf.quickstart.candidates import sample_images, split_prompts
+from mmrlhf.quickstart.rating import pictures
+from mmrlhf.quickstart.run import Run
+from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.statistics import bootstrap_ci
+from mmrlhf.taste import taste
+from mmrlhf.tiny.judge import Judge
+
+
+def fine_tune(run: Run) -> dict[str, Any]:
+    """Denoising Diffusion Policy Optimization with LoRA on the learned reward; goes on from its own checkpoints."""
+    from diffusion.ddpo import DDPOConfig, train
+
+    config, folder = run.config, run.folder / "ddpo"
+    prompts = run.folder / "train_prompts.txt"
+    prompts.write_text("\n".join(split_prompts(config)[0]) + "\n")
+    settings = DDPOConfig(
+        model=config.model,
+        prompts=prompts,
+        reward=str(run.folder / "reward"),
+        out=folder,
+        epochs=config.epochs,
+        samples_per_epoch=config.samples_per_epoch,
+        sample_batch_size=config.samples_per_epoch,
+        train_batch_size=config.train_batch_size,
+        num_steps=config.num_steps,
+        guidance_scale=config.guidance_scale,
+        lora_rank=config.lora_rank,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        resume=folder.exists(),
+    )
+    result = train(settings)
+    return {"epochs": result.metrics, "lora": str(result.out.relative_to(run.folder))}
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The held-out prompts again with the same noise: hidden taste, learned reward, and an independent similarity."""
+    rows = run.result("generate")["held_out"]
+    _, held_out = split_prompts(run.config)
+    before = pictures(run, "held_out")
+    after = sample_images(run, held_out, run.config.seed * 1_000 + 2, lora=run.folder / run.result("fine-tune")["lora"])
+    paths = [f"images/after/{i:05d}.png" for i in range(len(after))]
+    for path, image in zip(paths, after, strict=True):
+        save_image(image, run.folder / path)
+    prompts = [row["prompt"] for row in rows]
+    reward, judge = CLIPReward.load(run.folder / "reward"), Judge.load()
+    values: dict[str, Any] = {}
+    for name, images in (("before", before), ("after", after)):
+        values[f"gold_{name}"] = taste(images).tolist()
+        values[f"reward_{name}"] = reward(images, prompts).detach().tolist()
+        values[f"similarity_{name}"] = judge(images, prompts).tolist()
+    by_prompt = []
+    for number, prompt in enumerate(held_out):
+        part = slice(number * run.config.images_per_prompt, (number + 1) * run.config.images_per_prompt)
+        entry: dict[str, Any] = {name: value[part] for name, value in values.items()}
+        entry |= {"prompt": prompt, "before_images": [row["image"] for row in rows[part]], "after_images": paths[part]}
+        by_prompt.append(entry)
+    settings = {key: str(value) for key, value in dataclasses.asdict(run.config).items()}
+    return {"by_prompt": by_prompt, "config": settings}
+
+
+def gain(by_prompt: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """What happened to the hidden taste, in its own unit and in standard deviations of the start's pictures."""
+    before = np.array([entry["gold_before"] for entry in by_prompt])
+    after = np.array([entry["gold_after"] for entry in by_prompt])
+    spread = before.std(ddof=1)
+    change = (after - before).mean(axis=1) / spread
+    return {
+        "gold_before": float(before.mean()),
+        "gold_after": float(after.mean()),
+        "gold_gain_sd": float(change.mean()),
+        "gold_gain_ci95": list(bootstrap_ci(change, seed=seed)),
+    }
+
+
+def mean_of(by_prompt: list[dict[str, Any]], name: str) -> float:
+    """Mean over all pictures of all prompts."""
+    values = torch.tensor([entry[name] for entry in by_prompt])
+    return float(values.nanmean())

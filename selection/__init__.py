@@ -1,0 +1,1 @@
+"""Embeddings in, the indices worth annotating out."""

@@ -1,0 +1,149 @@
+"""Images in, embeddings out, by the picture half of any `transformers` CLIPModel; kept on disk by content, so that it resumes."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mmrlhf.errors import UserError
+from mmrlhf.images import content_hash, load_image
+from mmrlhf.models import resolve_model
+from mmrlhf.types import Images
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class EmbeddedFiles(NamedTuple):
+    """One row a readable file, in order; the files' content hashes; and what could not be read, with the reason."""
+
+    embeddings: Float32[np.ndarray, "n d"]
+    paths: list[Path]
+    hashes: list[str]
+    unreadable: dict[str, str]
+
+
+class Embedder:
+    """Calls a CLIPModel's picture half: images of any size -> embeddings of unit length, in float32.
+
+    `model` is a tiny name, a folder that `save_pretrained` wrote, or a hub id. UserError where it is none of a CLIPModel.
+    """
+
+    def __init__(self, model: str, *, batch_size: int = 32):
+        from transformers import CLIPImageProcessor, CLIPModel
+
+        folder = resolve_model(model)
+        try:
+            self.model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"cannot load the model {model} ({reason}): give the folder or hub id of a CLIPModel") from error
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])[0]
+            raise UserError(f"the model {model} has no weights for {missing}: give the folder or hub id of a CLIPModel")
+        try:
+            processor = CLIPImageProcessor.from_pretrained(folder)
+            mean, std = processor.image_mean, processor.image_std
+        except (OSError, ValueError):  # weights without a preprocessor: those of the published CLIP models
+            mean, std = OPENAI_MEAN, OPENAI_STD
+        self.model.eval().requires_grad_(False)
+        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.size: int = self.model.config.vision_config.image_size
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, images: Images) -> Float[Tensor, "b d"]:
+        parts = []
+        for batch in images.split(self.batch_size):
+            pixels = (square(batch.float(), self.size) - self.mean) / self.std
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            parts.append(F.normalize(self.model.visual_projection(pooled), dim=-1))
+        return torch.cat(parts)
+
+    def fingerprint(self) -> str:
+        """A name for the weights themselves, wherever they lie: equal for equal weights and preprocessing."""
+        digest = hashlib.sha256(repr((self.size, self.mean.tolist(), self.std.tolist())).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            values = value.detach().double().flatten()
+            ramp = torch.linspace(1, 2, len(values), dtype=torch.double)
+            digest.update(repr((name, tuple(value.shape), f"{values.abs().sum():.9e}", f"{values @ ramp:.6e}")).encode())
+        return digest.hexdigest()[:16]
+
+
+def square(images: Images, size: int) -> Float[Tensor, "b 3 size size"]:
+    """The shorter side resized to `size` with bicubic, and the middle square of it."""
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    scale = size / min(height, width)
+    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
+    resized = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return resized[:, :, top : top + size, left : left + size]
+
+
+def embed_files(
+    paths: Sequence[Path], embedder: Embedder, *, cache: Path | None = None, at_once: int = 256
+) -> EmbeddedFiles:
+    """Embed image files; equal files get equal rows. Unreadable ones are left out and listed.
+
+    With `cache`, every `at_once` files their rows are written to `cache/FINGERPRINT/`, and rows found there are not
+    computed again. UserError where no file can be read.
+    """
+    folder = None if cache is None else cache / embedder.fingerprint()
+    known = {} if folder is None else read_cache(folder)
+    found: list[tuple[Path, str]] = []
+    unreadable: dict[str, str] = {}
+    with tqdm(total=len(paths), desc="embedding", disable=None, delay=1) as bar:
+        for start in range(0, len(paths), at_once):
+            new: dict[str, Tensor] = {}
+            for path in paths[start : start + at_once]:
+                try:
+                    name = content_hash(path.read_bytes())
+                    if name not in known and name not in new:
+                        new[name] = load_image(path, embedder.size)
+                    found.append((path, name))
+                except (UserError, OSError, Image.DecompressionBombError) as error:
+                    unreadable[str(path)] = str(error)
+            if new:
+                rows = dict(zip(new, embedder(torch.stack(list(new.values()))).numpy(), strict=True))
+                known.update(rows)
+                if folder is not None:
+                    write_cache(folder, rows)
+            bar.update(min(at_once, len(paths) - start))
+    if not found:
+        reason = next(iter(unreadable.values()), "no file was given")
+        raise UserError(f"none of {len(paths)} images can be embedded: {reason}")
+    rows_of_all = np.stack([known[name] for _, name in found])
+    return EmbeddedFiles(rows_of_all, [path for path, _ in found], [name for _, name in found], unreadable)
+
+
+def read_cache(folder: Path) -> dict[str, np.ndarray]:
+    """Content hash -> row, from every file of the cache; broken files are passed over, and their rows computed again."""
+    known: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                known.update(zip(file["names"].tolist(), file["rows"], strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    return known
+
+
+def write_cache(folder: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """Add a file of rows, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{hashlib.sha256(''.join(rows).encode()).hexdigest()[:32]}.npz"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, names=np.array(list(rows)), rows=np.stack(list(rows.values())))
+    os.replace(temporary, path)

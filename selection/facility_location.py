@@ -1,0 +1,103 @@
+"""Facility location: choose the rows that every row has a similar one among (greedy reaches at least 1 - 1/e of the best)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int
+from tqdm import tqdm
+
+from selection.choice import Choice, check_request, draw
+from selection.rows import Rows
+
+CANDIDATES_AT_ONCE = 512
+FIRST_LOOK, MOST = 8, 256
+
+
+def facility_location(
+    embeddings: Float[np.ndarray, "n d"],
+    budget: int,
+    *,
+    already: Sequence[int] = (),
+    generator: torch.Generator,
+    most_served: int = 20_000,
+) -> Choice:
+    """`budget` new rows that greedily raise Σ_i max_{s chosen} sim(i, s), sim = (1 + cosine)/2; gains are those rises.
+
+    Rows in `already` count as chosen. The sum runs over all rows, or over `most_served` drawn ones where there are more
+    (gains are then scaled up to all rows). Lazy greedy: a gain only shrinks, so an old one is an upper bound, and few are
+    computed anew a step. Similarities are computed in blocks, never stored: memory is the float32 rows (see `Rows`), a
+    few numbers a row and 16 MiB; time is n · min(n, most_served) · d for the first gains, less for all later ones.
+    """
+    known = check_request(len(embeddings), budget, already)
+    places = Places(Rows(embeddings, unit=True), most_served, generator)
+    for index in known:
+        places.open(index)
+    bound = np.full(len(embeddings), -np.inf)
+    free = np.setdiff1d(np.arange(len(embeddings)), known)
+    for start in tqdm(range(0, len(free), CANDIDATES_AT_ONCE), desc="first gains", disable=None, delay=2):
+        some = free[start : start + CANDIDATES_AT_ONCE]
+        bound[some] = places.gains(some)
+    indices, gains = [], []
+    for _ in tqdm(range(budget), desc="facility location", disable=None, delay=2):
+        best = most_useful(places, bound)
+        indices.append(best)
+        gains.append(bound[best] * places.weight)
+        bound[best] = -np.inf
+        places.open(best)
+    why = [f"raises the summed similarity by {gain:.4g}" for gain in gains]
+    return Choice(np.array(indices), np.array(gains), why)
+
+
+def most_useful(places: "Places", bound: Float64[np.ndarray, " n"]) -> int:
+    """The row of the largest gain, of equals the lowest number; `bound` is lowered to the gains computed on the way."""
+    fresh = np.zeros(len(bound), bool)
+    amount = FIRST_LOOK
+    while True:
+        best = int(np.argmax(bound))
+        if fresh[best]:
+            return best
+        top = np.argpartition(bound, -amount)[-amount:] if amount < len(bound) else np.arange(len(bound))
+        top = np.union1d(top[~fresh[top] & np.isfinite(bound[top])], best)
+        bound[top] = np.minimum(bound[top], places.gains(top))
+        fresh[top] = True
+        amount = min(2 * amount, MOST)
+
+
+class Places:
+    """The rows to be served, and how similar the nearest open place is to each."""
+
+    def __init__(self, rows: Rows, most_served: int, generator: torch.Generator):
+        self.rows = rows
+        self.served: Int[np.ndarray, " m"] | None = None
+        if len(rows) > most_served:
+            self.served = np.sort(draw(np.arange(len(rows)), most_served, generator))
+        self.count = len(rows) if self.served is None else most_served
+        self.weight = len(rows) / self.count
+        self.similarity = np.zeros(self.count, np.float32)
+
+    def gains(self, candidates: Int[np.ndarray, " c"]) -> Float64[np.ndarray, " c"]:
+        """How much the sum of similarities would rise if each candidate alone were opened."""
+        places, total = self.rows[candidates], np.zeros(len(candidates))
+        for part in self.parts():
+            rise = self.similar(places, part)
+            rise -= self.similarity[part]
+            total += np.maximum(rise, 0, out=rise).sum(axis=1)
+        return total
+
+    def open(self, index: int) -> None:
+        """Let a row serve the others from now on."""
+        place = self.rows[np.array([index])]
+        for part in self.parts():
+            self.similarity[part] = np.maximum(self.similarity[part], self.similar(place, part)[0])
+
+    def parts(self) -> list[slice]:
+        """Blocks of the rows to be served."""
+        return [slice(start, min(start + 8192, self.count)) for start in range(0, self.count, 8192)]
+
+    def similar(self, places: Float32[np.ndarray, "c d"], part: slice) -> Float32[np.ndarray, "c b"]:
+        """(1 + cosine)/2 between places and a block of the served rows."""
+        served = self.rows[part] if self.served is None else self.rows[self.served[part]]
+        similarity = (places * np.float32(0.5)) @ served.T
+        similarity += np.float32(0.5)
+        return similarity

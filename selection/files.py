@@ -1,0 +1,63 @@
+"""What `mmrlhf select` reads: a matrix of embeddings that need not fit into memory, and rows selected earlier."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mmrlhf.errors import UserError
+
+
+def read_embeddings(path: Path) -> Float[np.ndarray, "n d"]:
+    """A .npy matrix of floats, memory-mapped, never unpickled. UserError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
+        raise UserError(f"cannot read the embeddings {path} ({reason}): give a .npy file of numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays (.npz): save the one matrix with numpy.save as .npy")
+    if array.ndim != 2:
+        raise UserError(f"{path} has shape {array.shape}, allowed is (rows, columns): save one row an item")
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+        raise UserError(f"{path} holds {array.dtype}, allowed are float16, float32 and float64: convert with astype")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def embedding_hash(embeddings: Float[np.ndarray, "n d"]) -> str:
+    """The first 32 hex digits of the SHA-256 of the matrix's type, shape and values: which embedding made a selection."""
+    digest = hashlib.sha256(f"{embeddings.dtype} {embeddings.shape}".encode())
+    for start in range(0, len(embeddings), 8192):
+        digest.update(np.ascontiguousarray(embeddings[start : start + 8192]).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_already(path: Path, hashes: Sequence[str] | None = None) -> list[int]:
+    """Rows selected earlier: a result of `mmrlhf select` (with those that it was given), a JSON list, or a row number a line.
+
+    With `hashes`, those of the images now, an earlier result's images are found again by content; files that have gone
+    since are passed over.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read --already {path} ({reason}): give a result of select, or a row number a line") from error
+    try:
+        content: Any = json.loads(text) if text.lstrip().startswith(("{", "[")) else text.split()
+        if isinstance(content, dict):
+            if hashes is not None and "hashes" in content:
+                rows = {name: row for row, name in reversed(list(enumerate(hashes)))}
+                return [rows[name] for name in [*content.get("already_hashes", []), *content["hashes"]] if name in rows]
+            content = [*content.get("already", []), *content["indices"]]
+        if any(isinstance(entry, bool | float) for entry in content):
+            raise ValueError
+        return [int(entry) for entry in content]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--already {path} holds no row numbers: give a result of select, a JSON list, or a row number a line"
+        ) from error
