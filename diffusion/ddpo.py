@@ -17,6 +17,7 @@ from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.diagnosis import diagnose
 from diffusion.generate import generate_images
+from diffusion.loading import pick_device
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import draw_prompts, rate, sample_epoch, select
@@ -34,16 +35,16 @@ from mmrlhf.checkpoint import save_checkpoint
 from mmrlhf.errors import UserError
 from mmrlhf.images import grid, save_image
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
-from mmrlhf.types import Reward, Rollout
+from mmrlhf.types import Rollout
 
 GRID_IMAGES = 16
 MAY_DIFFER = ("out", "epochs", "resume", "save_every", "images_every", "kl_budget", "device")
 
 
 def train(
-    config: DDPOConfig, *, reward: Reward | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None
+    config: DDPOConfig, *, reward: Callable[..., Tensor] | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None
 ) -> RunResult:
-    """Run the algorithm; `reward` stands in for the one that `config.reward` names, `on_epoch` is called with each line.
+    """Run the algorithm; `reward(images, prompts)` stands in for the one that `config.reward` names, `on_epoch` gets each line.
 
     Writes the folder that `DDPOConfig.out` describes. In a line of metrics, `reward_mean` and `kl` are of the policy that drew
     the epoch's samples, so they belong together, and the rest is of the training on them.
@@ -53,7 +54,7 @@ def train(
     prompts = read_prompts(config.prompts)
     wanted = settings(config, prompts)
     check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
-    reward = load_reward(config.reward) if reward is None else reward
+    reward = load_reward(config) if reward is None else reward
     policy = load_policy(config)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
     statistics = PromptStatistics()
@@ -229,11 +230,12 @@ def save_run(
         policy.save(config.out)
 
 
-def load_reward(name: str) -> Reward:
-    """The reward that `--reward` names."""
+def load_reward(config: DDPOConfig) -> Callable[..., Tensor]:
+    """The reward that `--reward` names, on the run's device where it can move."""
     from mmrlhf.rewards import load_reward as load
 
-    return load(name)
+    reward = load(config.reward)
+    return reward.to(pick_device(config.device)) if hasattr(reward, "to") else reward
 
 
 def load_policy(config: DDPOConfig) -> DiffusionPolicy:

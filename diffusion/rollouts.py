@@ -1,5 +1,7 @@
 """An epoch's samples: which prompts, what the policy drew for them, what the reward says, and parts of it."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,7 +9,7 @@ from tqdm import tqdm
 
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
-from mmrlhf.types import Reward, Rollout
+from mmrlhf.types import Rollout
 
 
 def draw_prompts(prompts: list[str], count: int, repeats: int, generator: torch.Generator) -> list[str]:
@@ -30,7 +32,7 @@ def sample_epoch(policy: DiffusionPolicy, prompts: list[str], batch_size: int, g
 
 
 @torch.no_grad()
-def rate(reward: Reward, rollout: Rollout, batch_size: int) -> Float[Tensor, " b"]:
+def rate(reward: Callable[..., Tensor], rollout: Rollout, batch_size: int) -> Float[Tensor, " b"]:
     """The reward of each image, on the CPU. UserError where it gives not one number an image."""
     parts = []
     for start in range(0, len(rollout.prompts), batch_size):

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
     """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(path.suffix == ".tmp" for path in out.iterdir()):  # .tmp: from a write that was cut off
         return
     if not resume:
         raise UserError(
@@ -89,9 +88,13 @@ def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
 
 def read_checkpoint(out: Path) -> dict[str, Any] | None:
     """The state to resume from, or None where none was saved yet. UserError where the file is broken."""
+    broken = f"the checkpoint {out / CHECKPOINT} is broken: remove it to start again from the beginning"
     try:
-        return load_checkpoint(out / CHECKPOINT)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the checkpoint {out / CHECKPOINT} is broken: remove it to start again from the beginning"
-        ) from error
+        state = load_checkpoint(out / CHECKPOINT)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        raise UserError(broken) from error
+    if state is not None and not (isinstance(state, dict) and {"policy", "optimizer", "metrics"} <= state.keys()):
+        raise UserError(broken)
+    return state

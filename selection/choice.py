@@ -23,7 +23,9 @@ def check_request(count: int, budget: int, already: Sequence[int]) -> list[int]:
     known = list(dict.fromkeys(int(index) for index in already))
     outside = [index for index in known if not 0 <= index < count]
     if outside:
-        raise UserError(f"row {outside[0]} was selected already, allowed is 0 to {count - 1}: give rows of these embeddings")
+        raise UserError(
+            f"row {outside[0]} was selected already, allowed is 0 to {count - 1}: give rows of these embeddings"
+        )
     if not 1 <= budget <= count - len(known):
         chosen = f" of which {len(known)} are selected already" if known else ""
         raise UserError(f"got budget {budget}, allowed is 1 to {count - len(known)}: there are {count} rows{chosen}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
 
 from mmrlhf.errors import UserError
 from selection.rows import Rows, nearest_squared, squared_norms
@@ -29,13 +29,13 @@ def coverage(embeddings: Float[np.ndarray, "n d"], chosen: Sequence[int], *, mos
     return {"radius": float(distance.max()), "mean_distance": float(distance.mean()), "rows_measured": len(distance)}
 
 
-def evenly(count: int, most: int) -> np.ndarray:
+def evenly(count: int, most: int) -> Int[np.ndarray, " m"]:
     """All row numbers, or `most` evenly spaced ones."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
-def nearest_distance(rows: Rows, chosen: Sequence[int], measured: np.ndarray) -> np.ndarray:
-    """Float64 "m": distance of each row of `measured` to the nearest of `chosen`, in the scale of `rows`; exactly 0 on `chosen`."""
+def nearest_distance(rows: Rows, chosen: Sequence[int], measured: Int[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+    """Distance of each measured row to the nearest chosen one, in the scale of `rows`; exactly 0 on the chosen."""
     distance = np.empty(len(measured))
     picks = np.asarray(chosen, dtype=np.int64)
     for start in range(0, len(measured), 8192):

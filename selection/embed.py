@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -44,9 +45,11 @@ class Embedder:
         folder = resolve_model(model)
         try:
             self.model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"cannot load the model {model} ({reason}): give the folder or hub id of a CLIPModel") from error
+            raise UserError(
+                f"cannot load the model {model} ({reason}): give the folder or hub id of a CLIPModel"
+            ) from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])[0]
             raise UserError(f"the model {model} has no weights for {missing}: give the folder or hub id of a CLIPModel")
@@ -75,7 +78,9 @@ class Embedder:
         for name, value in sorted(self.model.state_dict().items()):
             values = value.detach().double().flatten()
             ramp = torch.linspace(1, 2, len(values), dtype=torch.double)
-            digest.update(repr((name, tuple(value.shape), f"{values.abs().sum():.9e}", f"{values @ ramp:.6e}")).encode())
+            digest.update(
+                repr((name, tuple(value.shape), f"{values.abs().sum():.9e}", f"{values @ ramp:.6e}")).encode()
+            )
         return digest.hexdigest()[:16]
 
 
@@ -132,7 +137,7 @@ def read_cache(folder: Path) -> dict[str, np.ndarray]:
     known: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 known.update(zip(file["names"].tolist(), file["rows"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int
 from tqdm import tqdm
 
+from mmrlhf.errors import UserError
 from selection.choice import Choice, check_request, draw
 from selection.rows import Rows
 
-CANDIDATES_AT_ONCE = 512
-FIRST_LOOK, MOST = 8, 256
+FIRST_LOOK, MOST = 8, 512
 
 
 def facility_location(
@@ -20,27 +20,31 @@ def facility_location(
     *,
     already: Sequence[int] = (),
     generator: torch.Generator,
+    epsilon: float = 0.01,
     most_served: int = 20_000,
 ) -> Choice:
     """`budget` new rows that greedily raise Σ_i max_{s chosen} sim(i, s), sim = (1 + cosine)/2; gains are those rises.
 
-    Rows in `already` count as chosen. The sum runs over all rows, or over `most_served` drawn ones where there are more
-    (gains are then scaled up to all rows). Lazy greedy: a gain only shrinks, so an old one is an upper bound, and few are
-    computed anew a step. Similarities are computed in blocks, never stored: memory is the float32 rows (see `Rows`), a
-    few numbers a row and 16 MiB; time is n · min(n, most_served) · d for the first gains, less for all later ones.
+    Rows in `already` count as chosen. Each pick is the best of (n / budget)·log(1 / epsilon) drawn rows (stochastic greedy,
+    Mirzasoleiman et al. 2015: at least 1 - 1/e - epsilon of the best, in expectation), or of all rows with `epsilon` 0
+    (at least 1 - 1/e). A gain only shrinks, so an old one is an upper bound, and few are computed anew (lazy greedy).
+    The sum runs over all rows, or over `most_served` drawn ones where there are more (gains are then scaled up to all).
+    Similarities are computed in blocks and never stored: memory is the float32 rows (see `Rows`), a few numbers a row,
+    and 16 MiB; the work is at most n·log(1 / epsilon)·min(n, most_served) similarities, whatever the budget.
     """
     known = check_request(len(embeddings), budget, already)
+    if not 0 <= epsilon < 1:
+        raise UserError(f"got epsilon {epsilon}, allowed is 0 (every row is looked at) to below 1")
     places = Places(Rows(embeddings, unit=True), most_served, generator)
     for index in known:
         places.open(index)
-    bound = np.full(len(embeddings), -np.inf)
-    free = np.setdiff1d(np.arange(len(embeddings)), known)
-    for start in tqdm(range(0, len(free), CANDIDATES_AT_ONCE), desc="first gains", disable=None, delay=2):
-        some = free[start : start + CANDIDATES_AT_ONCE]
-        bound[some] = places.gains(some)
+    bound = np.full(len(embeddings), np.inf)  # no gain is known yet
+    bound[known] = -np.inf  # taken
+    looks = len(bound) if epsilon == 0 else int(np.ceil(len(bound) / budget * np.log(1 / epsilon)))
     indices, gains = [], []
     for _ in tqdm(range(budget), desc="facility location", disable=None, delay=2):
-        best = most_useful(places, bound)
+        free = np.flatnonzero(bound > -np.inf)
+        best = most_useful(places, bound, free if looks >= len(free) else np.sort(draw(free, looks, generator)))
         indices.append(best)
         gains.append(bound[best] * places.weight)
         bound[best] = -np.inf
@@ -49,18 +53,20 @@ def facility_location(
     return Choice(np.array(indices), np.array(gains), why)
 
 
-def most_useful(places: "Places", bound: Float64[np.ndarray, " n"]) -> int:
-    """The row of the largest gain, of equals the lowest number; `bound` is lowered to the gains computed on the way."""
-    fresh = np.zeros(len(bound), bool)
+def most_useful(places: "Places", bound: Float64[np.ndarray, " n"], pool: Int[np.ndarray, " p"]) -> int:
+    """The row of `pool` of the largest gain, of equals the lowest number; `bound` is lowered to the gains computed."""
+    fresh = np.zeros(len(pool), bool)
     amount = FIRST_LOOK
     while True:
-        best = int(np.argmax(bound))
+        best = int(np.argmax(bound[pool]))
         if fresh[best]:
-            return best
-        top = np.argpartition(bound, -amount)[-amount:] if amount < len(bound) else np.arange(len(bound))
-        top = np.union1d(top[~fresh[top] & np.isfinite(bound[top])], best)
-        bound[top] = np.minimum(bound[top], places.gains(top))
-        fresh[top] = True
+            return int(pool[best])
+        stale = np.flatnonzero(~fresh)
+        if amount < len(stale):
+            stale = stale[np.argpartition(bound[pool[stale]], -amount)[-amount:]]
+        look = np.union1d(stale, best)
+        bound[pool[look]] = np.minimum(bound[pool[look]], places.gains(pool[look]))
+        fresh[look] = True
         amount = min(2 * amount, MOST)
 
 

@@ -1,7 +1,8 @@
-"""What `mmrlhf select` reads: a matrix of embeddings that need not fit into memory, and rows selected earlier."""
+"""What `mmrlhf select` reads and writes: a matrix that need not fit into memory, rows selected earlier, whole files."""
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def read_already(path: Path, hashes: Sequence[str] | None = None) -> list[int]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot read --already {path} ({reason}): give a result of select, or a row number a line") from error
+        raise UserError(
+            f"cannot read --already {path} ({reason}): give a result of select, or a row number a line"
+        ) from error
     try:
         content: Any = json.loads(text) if text.lstrip().startswith(("{", "[")) else text.split()
         if isinstance(content, dict):
@@ -61,3 +64,11 @@ def read_already(path: Path, hashes: Sequence[str] | None = None) -> list[int]:
         raise UserError(
             f"--already {path} holds no row numbers: give a result of select, a JSON list, or a row number a line"
         ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -21,7 +21,7 @@ def kcenter(
     already: Sequence[int] = (),
     start: int | None = None,
     generator: torch.Generator,
-    pool_size: int = 2048,
+    pool_size: int = 1024,
     burst: int = 64,
 ) -> Choice:
     """`budget` new rows, each the farthest (Euclidean) from those before it; the covering radius is at most twice the best.
@@ -46,7 +46,8 @@ def kcenter(
     cover = Cover(Rows(embeddings), known + indices, len(known) + budget)
     with tqdm(total=budget, initial=len(indices), desc="k-center", disable=None, delay=2) as bar:
         while len(indices) < budget:
-            picks, distances = choose_burst(cover, min(burst, budget - len(indices)), pool_size)
+            picks = choose_burst(cover, min(burst, budget - len(indices)), pool_size)
+            distances = cover.distances(picks)
             cover.refresh()
             indices += picks
             gains += distances
@@ -99,25 +100,26 @@ class Cover:
         self.fresh = self.count
 
     def bounds(
-        self, near: Float32[np.ndarray, " b"], slack: Float32[np.ndarray, " b"]
-    ) -> tuple[Float32[np.ndarray, " b"], Float32[np.ndarray, " b"]]:
-        """What the squared distances are at least and at most."""
+        self, squared: Float32[np.ndarray, "*#shape"], slack: Float32[np.ndarray, "*#shape"]
+    ) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
+        """What squared distances are at least and at most."""
         relative = 3 * self.rounding
-        return near * (1 - relative) - slack, near * (1 + relative) + slack
+        return squared * (1 - relative) - slack, squared * (1 + relative) + slack
 
-    def exact_squared(self, indices: Int[np.ndarray, " b"]) -> Float64[np.ndarray, " b"]:
-        """Squared distances in float64, term by term; each row is compared with each centre at most once."""
-        for compared in np.unique(self.compared[indices]):
-            if compared < self.count:
+    def exact_squared(self, indices: Int[np.ndarray, " b"], centres: int | None = None) -> Float64[np.ndarray, " b"]:
+        """Squared distances in float64, term by term, to the first `centres` (all); no two rows are compared twice."""
+        upto = self.count if centres is None else centres
+        for compared in np.unique(self.compared[indices]).tolist():
+            if compared < upto:
                 behind = indices[self.compared[indices] == compared]
-                step = max(1, PAIRS_AT_ONCE * 16 // (self.count - int(compared)))
+                step = max(1, PAIRS_AT_ONCE * 16 // (upto - compared))
                 for start in range(0, len(behind), step):
-                    self.compare(behind[start : start + step], int(compared))
+                    self.compare(behind[start : start + step], compared, upto)
         return self.exact[indices]
 
-    def compare(self, indices: Int[np.ndarray, " b"], first: int) -> None:
-        """Lower `exact` by the centres from number `first` on; only those that may be the nearest are computed."""
-        centres = slice(first, self.count)
+    def compare(self, indices: Int[np.ndarray, " b"], first: int, upto: int) -> None:
+        """Lower `exact` by the centres of these numbers; only those that may be the nearest are computed."""
+        centres = slice(first, upto)
         distance = self.norms[indices, None] + self.centre_norms[None, centres]
         distance -= 2 * (self.rows[indices] @ self.centres[centres].T)
         low, high = self.bounds(distance, self.slack[indices, None])
@@ -126,11 +128,20 @@ class Cover:
             pair = slice(start, start + PAIRS_AT_ONCE)
             difference = self.rows.raw(indices[which[pair]]) - self.raw_centres[first + centre[pair]]
             np.minimum.at(self.exact, indices[which[pair]], (difference * difference).sum(axis=1))
-        self.compared[indices] = self.count
+        self.compared[indices] = upto
+
+    def distances(self, picks: list[int]) -> list[float]:
+        """Of the newest centres, each one's distance to the nearest centre before it."""
+        before = self.count - len(picks)
+        squared = self.exact_squared(np.array(picks), before)
+        for number in range(1, len(picks)):
+            difference = self.raw_centres[before : before + number] - self.raw_centres[before + number]
+            squared[number] = min(squared[number], (difference * difference).sum(axis=1).min())
+        return np.sqrt(squared).tolist()
 
 
-def choose_burst(cover: Cover, amount: int, pool_size: int) -> tuple[list[int], list[float]]:
-    """Up to `amount` greedy picks (at least one) and their distances, from the pool of the farthest rows."""
+def choose_burst(cover: Cover, amount: int, pool_size: int) -> list[int]:
+    """Up to `amount` greedy picks (at least one), added to `cover`, from the pool of the farthest rows."""
     low, high = cover.bounds(cover.near, cover.slack)
     size = min(pool_size, len(high))
     edge = min(np.partition(high, -size)[-size], low.max())
@@ -138,32 +149,23 @@ def choose_burst(cover: Cover, amount: int, pool_size: int) -> tuple[list[int], 
     outside = edge if len(pool) < len(high) else -np.inf
     rows, norms, near, slack = cover.rows[pool], cover.norms[pool], cover.near[pool], cover.slack[pool]
     picks: list[int] = []
-    distances: list[float] = []
-    while len(picks) < amount and len(picks) < len(pool):
+    while len(picks) < min(amount, len(pool)):
         low, high = cover.bounds(near, slack)
-        if picks and low.max() < outside:
+        least = low.max()
+        if picks and least < outside:
             break
-        rivals = np.flatnonzero(high >= low.max())
-        squared = cover.exact_squared(pool[rivals])
+        rivals = np.flatnonzero(high >= least)
+        squared = cover.exact_squared(pool[rivals]) if len(rivals) > 1 else np.ones(1)
+        if squared.max() == 0:  # every row left is a copy of a chosen one
+            copies = np.flatnonzero(~cover.taken)[: amount - len(picks)].tolist()
+            for index in copies:
+                cover.add(index)
+            return picks + copies
         best = rivals[int(np.argmax(squared))]  # the pool is in ascending order, so of equals the lowest row number
         picks.append(int(pool[best]))
-        distances.append(float(np.sqrt(squared.max())))
         cover.add(picks[-1])
         centre = slice(cover.count - 1, cover.count)
         distance = nearest_squared(rows, norms, cover.centres[centre], cover.centre_norms[centre])
         near = np.minimum(near, distance)
         near[best] = -np.inf
-        if squared.max() == 0:
-            return finish_with_copies(cover, picks, distances, amount)
-    return picks, distances
-
-
-def finish_with_copies(
-    cover: Cover, picks: list[int], distances: list[float], amount: int
-) -> tuple[list[int], list[float]]:
-    """Once every row left is a copy of a chosen one, the next picks are the lowest row numbers left."""
-    for index in np.flatnonzero(~cover.taken)[: amount - len(picks)].tolist():
-        cover.add(index)
-        picks.append(index)
-        distances.append(0.0)
-    return picks, distances
+    return picks

@@ -47,7 +47,9 @@ def choose_pairs(
     """
     check_request(pair_embeddings, scores, budget, per_prompt_cap, prompt_ids)
     count = len(pair_embeddings)
-    order = torch.randperm(count, generator=generator)  # from here on in drawn order, so that the first of equals is a draw
+    order = torch.randperm(
+        count, generator=generator
+    )  # from here on in drawn order, so that the first of equals is a draw
     z, prompts = pair_embeddings[order].double(), prompt_ids[order].unique(return_inverse=True)[1]
     weight = torch.ones(count, dtype=torch.double) if scores is None else scores[order].double()
     rank = weight.argsort(descending=True, stable=True).argsort()  # 0 is the most uncertain

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from selection.coverage import evenly
+from selection.files import write_whole
 from selection.rows import Rows
 
 SIDE, MOST_POINTS, MOST_LISTED = 560, 3000, 200
@@ -18,19 +19,19 @@ svg{max-width:100%;height:auto;border:1px solid #ddd}td.n,th.n{text-align:right}
 
 def write_report(path: Path, matrix: Float[np.ndarray, "n d"], result: dict[str, Any]) -> None:
     """Write the page for a result of `selection.select.choose`."""
-    from selection.select import write_whole
-
     chosen, drawn = result["coverage"], result["baseline_random"]
     title = f"{result['budget']} of {result['rows']} rows by {result['strategy']}"
     table = "".join(
-        f"<tr><td>{name}<td class=n>{chosen[key]:.4g}<td class=n>{drawn[key]:.4g}<td class=n>{chosen[key] / (drawn[key] or 1):.2f}"
+        f"<tr><td>{name}<td class=n>{chosen[key]:.4g}<td class=n>{drawn[key]:.4g}"
+        f"<td class=n>{chosen[key] / (drawn[key] or 1):.2f}"
         for key, name in (("radius", "covering radius"), ("mean_distance", "mean distance"))
     )
     share, drawing = draw_map(matrix, result)
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Seed {result["seed"]}, {result["seconds"]:.2f} s, embedding {result["embedding_hash"]}, {result["dimensions"]} dimensions.
-Distance from each row to the nearest chosen one, measured on {chosen["rows_measured"]} rows, next to as many rows drawn at random:</p>
+Distance from each row to the nearest chosen one, measured on {chosen["rows_measured"]} rows,
+next to as many rows drawn at random:</p>
 <table><tr><th><th class=n>{html.escape(result["strategy"])}<th class=n>random<th class=n>ratio{table}</table>
 <h2>Map</h2><p class=key>The first two principal components ({share:.0%} of the variance). Grey: rows; red: chosen now, the first
 ones larger; blue: chosen earlier.</p>{drawing}
@@ -64,14 +65,18 @@ def draw_map(matrix: Float[np.ndarray, "n d"], result: dict[str, Any]) -> tuple[
     for points, colour, large in zip(flat, ("#bbb", "#36c", "#d33"), (1.5, 3.5, 6.0), strict=True):
         for number, (x, y) in enumerate(10 + (points - low) / span * (SIDE - 20)):
             radius = max(3.0, large - 0.1 * number) if colour == "#d33" else large
-            dots.append(f'<circle cx="{x:.1f}" cy="{SIDE - y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".7"/>')
+            dots.append(
+                f'<circle cx="{x:.1f}" cy="{SIDE - y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".7"/>'
+            )
     return share, f'<svg viewBox="0 0 {SIDE} {SIDE}" width="{SIDE}" height="{SIDE}" role="img">{"".join(dots)}</svg>'
 
 
 def principal_axes(points: Float64[np.ndarray, "m d"]) -> tuple[Float64[np.ndarray, "d 2"], float]:
     """The two directions of largest variance (the second 0 where there is one dimension), and their share of it."""
-    values, vectors = np.linalg.eigh(np.cov(points, rowvar=False).reshape(points.shape[1], -1) if len(points) > 1 else np.eye(points.shape[1]))
-    axes = np.zeros((points.shape[1], 2))
+    dim = points.shape[1]
+    centred = points - points.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    axes = np.zeros((dim, 2))
     top = vectors[:, ::-1][:, :2]
-    axes[:, : top.shape[1]] = top * np.where(top.sum(axis=0) < 0, -1, 1)
+    axes[:, : top.shape[1]] = top * np.where(top.sum(axis=0) < 0, -1, 1)  # an eigenvector's sign is arbitrary
     return axes, float(values[::-1][:2].sum() / max(values.sum(), 1e-300))

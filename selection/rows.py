@@ -81,7 +81,9 @@ def scan(
             raise UserError(f"row {row} of the embeddings holds NaN or infinity: remove it or embed that item again")
         if max(high.max(), -low.min()) > LARGEST:
             row = start + int(np.flatnonzero((np.abs(block) > LARGEST).any(axis=1))[0])
-            raise UserError(f"row {row} of the embeddings holds a value above {LARGEST:g}: divide all rows by a constant")
+            raise UserError(
+                f"row {row} of the embeddings holds a value above {LARGEST:g}: divide all rows by a constant"
+            )
         total += block.sum(axis=0, dtype=np.float64)
     return total / count, low, high
 

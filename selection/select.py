@@ -1,7 +1,6 @@
 """`mmrlhf select`: which rows of an embedding matrix, or which images of a folder, are worth annotating."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from mmrlhf.images import list_images
 from selection.choice import check_request
 from selection.coverage import coverage
 from selection.embed import EmbeddedFiles, Embedder, embed_files
-from selection.files import embedding_hash, read_already, read_embeddings
+from selection.files import embedding_hash, read_already, read_embeddings, write_whole
 from selection.random_choice import random_choice
+from selection.report import write_report
 from selection.strategies import STRATEGIES, StrategyName
 
 
@@ -65,8 +65,6 @@ def select(config: SelectConfig) -> dict[str, Any]:
         result |= describe_files(files, result["indices"], already)
     result["seconds_total"] = time.perf_counter() - began
     if config.report is not None:
-        from selection.report import write_report
-
         write_report(config.report, matrix, result)
     write_whole(config.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(summary(config, result))
@@ -77,7 +75,9 @@ def check(config: SelectConfig) -> None:
     """UserError for what can be seen to be wrong before the long work."""
     if (config.embeddings is None) == (config.images is None):
         given = "neither" if config.embeddings is None else "both"
-        raise UserError(f"got {given} of --embeddings and --images, allowed is one: give a .npy file or a folder of images")
+        raise UserError(
+            f"got {given} of --embeddings and --images, allowed is one: give a .npy file or a folder of images"
+        )
     if config.strategy not in STRATEGIES:
         raise UserError(f"unknown strategy '{config.strategy}': allowed are {', '.join(STRATEGIES)}")
     if config.budget < 1:
@@ -136,18 +136,14 @@ def summary(config: SelectConfig, result: dict[str, Any]) -> str:
     """The closing lines: what could not be read, and where the result is."""
     chosen, drawn = result["coverage"], result["baseline_random"]
     skipped = result.get("unreadable", {})
-    lines = [f"skipped {len(skipped)} unreadable files, listed in {config.out}; first: {next(iter(skipped.values()))}"] if skipped else []
+    lines = (
+        [f"skipped {len(skipped)} unreadable files, listed in {config.out}; first: {next(iter(skipped.values()))}"]
+        if skipped
+        else []
+    )
     lines.append(
         f"chose {config.budget} of {result['rows']} by {config.strategy} in {result['seconds']:.2f} s, covering radius "
         f"{chosen['radius']:.4g} (random {drawn['radius']:.4g}), mean distance {chosen['mean_distance']:.4g} "
         f"(random {drawn['mean_distance']:.4g}): {config.out}"
     )
     return "\n".join(lines)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

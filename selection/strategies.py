@@ -1,7 +1,9 @@
 """Every selection strategy by name; each takes (embeddings, budget, *, already, generator) and gives a `Choice`."""
 
+from collections.abc import Callable
 from typing import Literal
 
+from selection.choice import Choice
 from selection.facility_location import facility_location
 from selection.kcenter import kcenter
 from selection.random_choice import random_choice
@@ -9,7 +11,7 @@ from selection.typicality import typicality_choice
 
 StrategyName = Literal["kcenter", "facility-location", "typicality", "random"]
 
-STRATEGIES = {
+STRATEGIES: dict[str, Callable[..., Choice]] = {
     "kcenter": kcenter,  # covers the rare as well as the common
     "facility-location": facility_location,  # stands for the many
     "typicality": typicality_choice,  # small budgets

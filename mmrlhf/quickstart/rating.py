@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmrlhf.data import Pair
 from mmrlhf.images import load_images
+from mmrlhf.models import resolve_model
 from mmrlhf.quickstart.run import Run
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.train import fit_reward
+from mmrlhf.rewards.fit import fit_reward
 from mmrlhf.simulate import RATERS, simulate_preferences
 from mmrlhf.store import Store, Task
 from mmrlhf.taste import taste
@@ -67,7 +68,7 @@ def choose(
     prompts = [row["prompt"] for row in run.result("generate")["train"]]
     candidates = torch.tensor([pair for pair in within_prompt_pairs(prompts) if pair not in set(taken)])
     embedded = torch.as_tensor(Embedder(run.config.backbone)(pictures(run, "train")))
-    difference = (embedded[candidates[:, 0]] - embedded[candidates[:, 1]]).abs()
+    difference = embedded[candidates[:, 0]] - embedded[candidates[:, 1]]
     names = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     choice = choose_pairs(
         difference,
@@ -154,6 +155,7 @@ def labelled_pairs(run: Run, pairs: Sequence[dict[str, Any]], split: str = "trai
     ]
 
 
-def fit(run: Run, pairs: Sequence[dict[str, Any]], offset: int = 0) -> CLIPReward:
+def fit(run: Run, pairs: Sequence[dict[str, Any]]) -> CLIPReward:
     """An ensemble of reward heads on the frozen CLIP backbone, trained on the pairs' ratings."""
-    return fit_reward(labelled_pairs(run, pairs), run.config.backbone, seed=run.config.seed * 10 + offset)
+    model = resolve_model(run.config.backbone)
+    return fit_reward(labelled_pairs(run, pairs), model, seed=run.config.seed, progress=False)

@@ -117,12 +117,12 @@ def gold_change(by_prompt: list[dict[str, Any]]) -> str:
     return figure_uri(figure)
 
 
-def reliability(curves: dict[str, list[list[float]]]) -> str:
+def reliability(curves: dict[str, list[dict[str, float]]]) -> str:
     """Predicted against observed preference, before and after temperature scaling."""
     figure, axes = new_axes("predicted P(first preferred)", "observed share", size=(4.2, 3.6))
     axes.plot([0, 1], [0, 1], color="#cbd5e1", lw=1)
     for name, colour in (("before", MUTED), ("after", ACCENT)):
-        points = np.array(curves[name])
-        axes.plot(points[:, 0], points[:, 1], marker="o", ms=4, color=colour, label=f"{name} calibration")
+        points = [(entry["predicted"], entry["observed"]) for entry in curves[name]]
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, color=colour, label=f"{name} calibration")
     axes.legend(frameon=False)
     return figure_uri(figure)

@@ -1,0 +1,222 @@
+"""`mmrlhf reward train`: comparisons in, a folder out that every `--reward` takes."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mmrlhf.checkpoint import load_checkpoint
+from mmrlhf.data import Pair, read_pairs, write_jsonl, write_text
+from mmrlhf.errors import UserError
+from mmrlhf.rewards.backbone import CLIPBackbone, pick_device
+from mmrlhf.rewards.clip import SETTINGS, CLIPReward
+from mmrlhf.rewards.fit import fit_reward, split_for_validation
+from mmrlhf.rewards.full import fine_tune
+
+__all__ = ["TrainConfig", "TrainResult", "fit_reward", "train"]
+
+CONFIG, METRICS, CHECKPOINT = "train.json", "metrics.jsonl", "checkpoint.pt"
+MAY_DIFFER = ("out", "data", "resume", "device")
+# what None stands for: epochs, learning rate, weight decay. `full` has PickScore's rate and decay (Kirstain et al. 2023).
+DEFAULTS: dict[str, tuple[int, float, float]] = {"head": (40, 1e-3, 10.0), "full": (10, 3e-6, 0.3)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a preference scorer on pairs of images."""
+
+    data: Path
+    """PAIRS.jsonl: {"prompt", "image_0", "image_1", "label_0", "label_1"} a line, paths relative to the file."""
+    out: Path
+    """Folder for the reward, metrics.jsonl and, with --train full, checkpoint.pt."""
+    model: str = "tiny-clip"
+    """tiny-clip, the folder of a CLIPModel, or a hub id."""
+    train: Literal["head", "full"] = "head"
+    """head: an ensemble of small networks on frozen towers, seconds; full: all weights of the CLIPModel, as PickScore."""
+    epochs: int | None = None
+    """Passes over the pairs at most; default 40 (head) or 10 (full)."""
+    learning_rate: float | None = None
+    """Of AdamW; default 1e-3 (head) or 3e-6 (full)."""
+    weight_decay: float | None = None
+    """Of AdamW; default 10 (head: strong, for there are more features than pairs) or 0.3 (full)."""
+    batch_size: int = 64
+    """Pairs in an update."""
+    ensemble: int = 4
+    """Heads, each with its own start and resample of the pairs (head)."""
+    hidden: int = 64
+    """Width of a head's hidden layer; 0 makes it linear (head)."""
+    dropout: float = 0.5
+    """Share of the hidden units switched off in training (head)."""
+    warmup_steps: int = 500
+    """Updates over which the learning rate rises, at most a tenth of all (full)."""
+    validation: float = 0.1
+    """Share of the prompts held out to choose the best epoch; 0 keeps the last."""
+    patience: int = 10
+    """Stop this many epochs after the best."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    seed: int = 0
+    """Same seed, same reward."""
+    resume: bool = False
+    """Go on with the run in OUT, as if it had never stopped."""
+
+
+class TrainResult(NamedTuple):
+    """Where the reward is, a dict of figures an epoch, and the reward itself."""
+
+    out: Path
+    metrics: list[dict[str, Any]]
+    reward: CLIPReward
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, save the reward to `config.out`, return it. A finished run is only read back with `resume`."""
+    validate(config)
+    device = pick_device(config.device)
+    pairs = read_pairs(config.data)
+    wanted = settings(config)
+    check_folder(config.out, wanted, config.resume)
+    if config.resume and (config.out / SETTINGS).is_file():
+        print(f"the run is already finished; the reward is in {config.out}")
+        return TrainResult(config.out, read_metrics(config.out), CLIPReward.load(config.out))
+    state = read_state(config.out)
+    backbone = CLIPBackbone.load(config.model).to(device)
+    if cut := backbone.count_truncated([pair.prompt for pair in pairs]):
+        print(f"note: {cut} prompts are longer than the text tower's {backbone.max_tokens} tokens and are cut")
+
+    write_text(json.dumps(wanted, indent=2) + "\n", config.out / CONFIG)
+    metrics: list[dict[str, Any]] = [] if state is None else list(state["metrics"])
+    write_jsonl(metrics, config.out / METRICS)
+
+    def report(line: dict[str, Any]) -> None:
+        metrics.append(line)
+        write_jsonl(metrics, config.out / METRICS)
+
+    work = train_heads if config.train == "head" else train_everything
+    reward = work(config, pairs, backbone, state, report)
+    reward.save(config.out)
+    (config.out / CHECKPOINT).unlink(missing_ok=True)
+    print(f"{summary(metrics, len(pairs))}; the reward is in {config.out}")
+    return TrainResult(config.out, metrics, reward)
+
+
+def train_heads(config: TrainConfig, pairs: list[Pair], backbone: CLIPBackbone, state: Any, report: Any) -> CLIPReward:
+    """`--train head`: short enough to start again where it was stopped."""
+    epochs, learning_rate, weight_decay = hyperparameters(config)
+    return fit_reward(
+        pairs,
+        backbone,
+        seed=config.seed,
+        epochs=epochs,
+        ensemble=config.ensemble,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        batch_size=config.batch_size,
+        validation=config.validation,
+        patience=config.patience,
+        on_epoch=report,
+    )
+
+
+def train_everything(
+    config: TrainConfig, pairs: list[Pair], backbone: CLIPBackbone, state: Any, report: Any
+) -> CLIPReward:
+    """`--train full`: with a checkpoint an epoch."""
+    epochs, learning_rate, weight_decay = hyperparameters(config)
+    training, held_out = split_for_validation(pairs, config.validation, config.seed)
+    steps = epochs * math.ceil(len(training) / config.batch_size)
+    return fine_tune(
+        training,
+        held_out,
+        backbone,
+        seed=config.seed,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        batch_size=config.batch_size,
+        warmup_steps=min(config.warmup_steps, steps // 10),
+        patience=config.patience,
+        checkpoint=config.out / CHECKPOINT,
+        state=state,
+        on_epoch=report,
+    )
+
+
+def hyperparameters(config: TrainConfig) -> tuple[int, float, float]:
+    """(epochs, learning rate, weight decay) with the defaults filled in."""
+    given = (config.epochs, config.learning_rate, config.weight_decay)
+    epochs, rate, decay = (d if g is None else g for g, d in zip(given, DEFAULTS[config.train], strict=True))
+    return int(epochs), rate, decay
+
+
+def validate(config: TrainConfig) -> None:
+    """UserError for a value outside its range."""
+    epochs, learning_rate, weight_decay = hyperparameters(config)
+    checks = [
+        ("epochs", epochs, epochs >= 1, "1 or more"),
+        ("learning-rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
+        ("weight-decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+        ("batch-size", config.batch_size, config.batch_size >= 1, "1 or more"),
+        ("ensemble", config.ensemble, config.ensemble >= 1, "1 or more"),
+        ("hidden", config.hidden, config.hidden >= 0, "0 or more"),
+        ("dropout", config.dropout, 0 <= config.dropout < 1, "from 0 to below 1"),
+        ("warmup-steps", config.warmup_steps, config.warmup_steps >= 0, "0 or more"),
+        ("validation", config.validation, 0 <= config.validation < 1, "from 0 to below 1"),
+        ("patience", config.patience, config.patience >= 1, "1 or more"),
+    ]
+    for name, value, right, allowed in checks:
+        if not right:
+            raise UserError(f"--{name} got {value}, allowed is {allowed}")
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain data, with a digest of the pairs, to tell one run from another."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain | {"data_sha256": hashlib.sha256(config.data.read_bytes()).hexdigest()}
+
+
+def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
+    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not resume:
+        raise UserError(f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it")
+    try:
+        found = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+        different = [key for key in wanted if key not in MAY_DIFFER and found.get(key) != wanted[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder") from error
+    if different:
+        key = different[0]
+        raise UserError(
+            f"--out {out} holds a run with other settings ({', '.join(different)}; {key} was {found.get(key)!r}, now "
+            f"{wanted[key]!r}): give the settings of that run, or an empty folder"
+        )
+
+
+def read_state(out: Path) -> dict[str, Any] | None:
+    """The state to go on from, or None. UserError where the file is broken."""
+    try:
+        return load_checkpoint(out / CHECKPOINT)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise UserError(f"the checkpoint {out / CHECKPOINT} is broken: remove it to start from the beginning") from error
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of a finished run's metrics.jsonl."""
+    return [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def summary(metrics: list[dict[str, Any]], count: int) -> str:
+    """What the last line of the command says."""
+    best = max((line["held_out_agreement"] for line in metrics if "held_out_agreement" in line), default=None)
+    held_out = "nothing held out" if best is None else f"agreement {best:.3f} on held-out prompts (the best epoch's)"
+    return f"{count} pairs, {len(metrics)} epochs, {held_out}"

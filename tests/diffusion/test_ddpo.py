@@ -1,0 +1,281 @@
+"""The trainer learns, resumes as if never killed, and says why where it cannot learn."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.ddpo import improve, load_policy, step_loss, train
+from diffusion.ddpo_config import DDPOConfig
+from diffusion.generate import generate_images
+from diffusion.noise import seeded
+from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import sample_epoch, select
+from mmrlhf.errors import UserError
+
+
+class Brightness:
+    """Mean of all pixels; `change(score, calls)` may spoil it."""
+
+    differentiable = True
+
+    def __init__(self, change: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
+        self.change, self.calls = change, 0
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        self.calls += 1
+        score = images.mean(dim=(1, 2, 3))
+        return score if self.change is None else self.change(score, self.calls)
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> DDPOConfig:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\nred\n")
+    return DDPOConfig(
+        model=str(model), prompts=prompts, reward="brightness", out=tmp_path / "run", epochs=3, samples_per_epoch=6,
+        sample_batch_size=4, train_batch_size=2, num_steps=3, guidance_scale=1.0, lora_rank=2, learning_rate=1e-2,
+        clip_range=1e-2, kl_samples=2, images_every=0, device="cpu",
+    )  # fmt: skip
+
+
+def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
+
+
+def test_it_learns_to_draw_brighter_pictures(config: DDPOConfig) -> None:
+    config = replace(
+        config, epochs=10, samples_per_epoch=32, sample_batch_size=32, train_batch_size=16, num_steps=5, lora_rank=4,
+        inner_epochs=2,
+    )  # fmt: skip
+    metrics = train(config, reward=Brightness()).metrics
+    policy = DiffusionPolicy.load(config.model, lora=config.out, num_steps=5, guidance_scale=1.0, device="cpu")
+    prompts = ["a cat", "a dog"] * 16
+    after = Brightness()(generate_images(policy, prompts, seed=9, batch_size=32), prompts)
+    with policy.reference():
+        before = Brightness()(generate_images(policy, prompts, seed=9, batch_size=32), prompts)
+    assert (after - before).mean() > 0.75 * before.std()  # the same noise; measured: about 1.5
+    assert sum(line["reward_mean"] for line in metrics[-3:]) > sum(line["reward_mean"] for line in metrics[:3])
+    assert metrics[0]["kl"] == 0 < metrics[-1]["kl"]
+
+
+def test_what_a_run_leaves(config: DDPOConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[dict[str, Any]] = []
+    result = train(replace(config, images_every=2), reward=Brightness(), on_epoch=seen.append)
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.metrics == seen and [line["epoch"] for line in lines] == [0, 1, 2]
+    wanted = {"epoch", "samples", "seconds", "reward_mean", "reward_std", "kl", "clip_fraction", "ratio_mean", "grad_norm", "loss"}
+    assert wanted <= lines[0].keys() and lines[0]["samples"] == 6 and lines[0]["updates"] == 3
+    assert sorted(path.name for path in (config.out / "samples").iterdir()) == [f"epoch-000{i}.png" for i in (0, 2, 3)]
+    with Image.open(config.out / "samples" / "epoch-0000.png") as sheet:
+        assert sheet.size == (8 * 65 - 1, 2 * 65 - 1)
+    assert (config.out / "pytorch_lora_weights.safetensors").is_file()
+    assert f"the weights to load are in {config.out}" in capsys.readouterr().out.splitlines()[-1]
+    assert not list(config.out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("rank", "epochs", "save_every"), [(0, 2, 1), (2, 4, 2)])
+def test_killed_and_resumed_is_never_killed(
+    config: DDPOConfig, tmp_path: Path, rank: int, epochs: int, save_every: int
+) -> None:
+    config = replace(config, lora_rank=rank, learning_rate=1e-2 if rank else 1e-4, epochs=epochs, save_every=save_every)
+    whole = train(config, reward=Brightness())
+
+    def kill(score: torch.Tensor, calls: int) -> torch.Tensor:
+        if calls == 2 * epochs:  # two batches an epoch: in the middle of the last; with save_every 2, an epoch is lost too
+            raise KeyboardInterrupt
+        return score
+
+    again = replace(config, out=tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        train(again, reward=Brightness(kill))
+    assert len((again.out / "metrics.jsonl").read_text().splitlines()) == epochs - 1
+    resumed = train(replace(again, resume=True), reward=Brightness())
+    assert timeless(resumed.metrics) == timeless(whole.metrics)
+    assert len((again.out / "metrics.jsonl").read_text().splitlines()) == epochs
+    ended = weights(again.out)
+    assert all(weight.equal(ended[name]) for name, weight in weights(config.out).items())
+
+
+def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(config: DDPOConfig) -> None:
+    first = train(replace(config, epochs=2), reward=Brightness())
+    before = weights(config.out)
+    assert train(replace(config, epochs=2, resume=True), reward=Brightness()).metrics == first.metrics
+    after = weights(config.out)
+    assert all(weight.equal(before[name]) for name, weight in after.items())
+    assert train(replace(config, resume=True), reward=Brightness()).metrics[:2] == first.metrics
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(config: DDPOConfig, tmp_path: Path) -> None:
+    runs = [
+        train(replace(config, epochs=1, seed=seed, out=tmp_path / str(i)), reward=Brightness()).metrics
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert timeless(runs[0]) == timeless(runs[1]) != timeless(runs[2])
+
+
+def test_a_folder_of_another_run_is_refused(config: DDPOConfig) -> None:
+    train(replace(config, epochs=1), reward=Brightness())
+    with pytest.raises(UserError, match="already holds files: .*--resume"):
+        train(config, reward=Brightness())
+    with pytest.raises(UserError, match="other settings .learning_rate"):
+        train(replace(config, learning_rate=0.5, resume=True), reward=Brightness())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_stops_with_the_last_good_checkpoint(config: DDPOConfig, bad: float) -> None:
+    def spoil(score: torch.Tensor, calls: int) -> torch.Tensor:
+        return score * bad if calls > 4 else score
+
+    with pytest.raises(UserError, match=r"the reward .* not a finite number in epoch 2: check what .*checkpoint.pt"):
+        train(config, reward=Brightness(spoil))
+    assert len(torch.load(config.out / "checkpoint.pt", weights_only=True)["metrics"]) == 2
+    fine = train(replace(config, resume=True), reward=Brightness())
+    assert len(fine.metrics) == 3
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_change(
+    config: DDPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        loss, figures = step_loss(*arguments)
+        return loss * float("nan"), figures
+
+    monkeypatch.setattr("diffusion.ddpo.step_loss", broken)
+    with pytest.raises(UserError, match="gradient .* epoch 0: lower --learning-rate .*no checkpoint was written yet"):
+        train(config, reward=Brightness())
+
+
+def test_one_abstention_is_left_out(config: DDPOConfig) -> None:
+    def abstain(score: torch.Tensor, calls: int) -> torch.Tensor:
+        score[0] = float("nan")
+        return score
+
+    line = train(replace(config, epochs=1), reward=Brightness(abstain)).metrics[0]
+    assert line["abstained"] == 2 and line["reward_mean"] == pytest.approx(0.5, abs=0.1) and line["grad_norm"] > 0
+
+
+def test_a_flat_reward_is_diagnosed_once(config: DDPOConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(replace(config, epochs=2), reward=Brightness(lambda score, _: torch.full_like(score, 0.1)))
+    assert [line["problems"] for line in result.metrics] == [["flat reward"]] * 2
+    assert capsys.readouterr().err.count("not learning (flat reward) in epoch 0: all samples got nearly the same reward") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "advice"),
+    [
+        ({"learning_rate": 1e-7, "clip_range": 0.1}, "no step", "raise --learning-rate"),
+        ({"learning_rate": 0.05, "clip_range": 1e-9, "inner_epochs": 4, "num_steps": 2}, "always clipped", "lower --learning-rate"),
+    ],
+)
+def test_a_learning_rate_that_does_not_fit_is_diagnosed(
+    config: DDPOConfig, capsys: pytest.CaptureFixture[str], change: dict[str, Any], problem: str, advice: str
+) -> None:
+    result = train(replace(config, **change), reward=Brightness())
+    assert result.metrics[-1]["problems"] == [problem]
+    assert advice in capsys.readouterr().err
+
+
+def test_the_kl_budget_stops_and_takes_the_last_update_back(config: DDPOConfig) -> None:
+    free = train(replace(config, epochs=2), reward=Brightness())
+    budget = free.metrics[1]["kl"] / 2
+    config = replace(config, out=config.out.with_name("limited"), kl_budget=budget)
+    result = train(config, reward=Brightness())
+    assert len(result.metrics) == 1 and "over the budget" in result.stopped
+    start = {name: weight for name, weight in load_policy(config).state_dict().items()}
+    assert all(weight.equal(start[name]) for name, weight in weights(config.out).items())
+
+
+def test_the_kl_penalty_holds_the_policy_back(config: DDPOConfig, tmp_path: Path) -> None:
+    config = replace(config, inner_epochs=2, epochs=2)
+    kl = [
+        train(replace(config, kl_weight=weight, out=tmp_path / str(weight)), reward=Brightness()).metrics[-1]["kl"]
+        for weight in (0.0, 10.0)
+    ]
+    assert kl[1] < 0.5 * kl[0]
+
+
+def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> None:
+    """Batches of 2, three an update, against one batch of 6: the same samples and steps, so the same weights after it."""
+    after = []
+    for size, accumulation in ((2, 3), (6, 1), (4, 2)):
+        own = replace(config, train_batch_size=size, gradient_accumulation=accumulation)
+        policy = load_policy(own)
+        rollout = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0))
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+        figures = improve(policy, optimizer, rollout, torch.linspace(-1, 2, 6), own, seeded(1), 0)
+        assert figures["updates"] == 1
+        after.append(policy.state_dict())
+    for other in after[1:]:
+        for name, weight in after[0].items():
+            torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=1e-3)
+
+
+def test_the_first_update_is_the_policy_gradient(config: DDPOConfig) -> None:
+    """At the weights that drew the samples: −mean over samples and steps of A ∇ log π, by plain autograd on all steps."""
+    config = replace(config, train_batch_size=6, max_grad_norm=1e9)
+    policy = load_policy(config)
+    rollout, advantages = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0)), torch.linspace(-1, 2, 6)
+    loss = -(advantages[:, None] * policy.log_prob(rollout)).mean()
+    expected = torch.autograd.grad(loss, policy.parameters())
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    improve(policy, torch.optim.SGD(policy.parameters(), lr=1.0), rollout, advantages, config, seeded(1), 0)
+    for (name, weight), gradient in zip(policy.state_dict().items(), expected, strict=True):
+        torch.testing.assert_close(before[name] - weight, gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_a_share_of_the_steps_is_trained_on(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+
+    def watched(policy: Any, batch: Any, column: torch.Tensor, *rest: Any) -> Any:
+        asked.append(column.flatten())
+        return step_loss(policy, batch, column, *rest)
+
+    monkeypatch.setattr("diffusion.ddpo.step_loss", watched)
+    train(replace(config, epochs=1, timestep_fraction=0.67), reward=Brightness())
+    assert len(torch.cat(asked)) == 6 * 2
+    asked.clear()
+    train(replace(config, epochs=1, out=config.out.with_name("all")), reward=Brightness())
+    assert torch.cat(asked).bincount().tolist() == [6, 6, 6]  # each step of each sample once …
+    assert any(len(set(column.tolist())) > 1 for column in asked)  # … in an order of its own
+
+
+def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig) -> None:
+    policy = load_policy(config)
+    rollout = sample_epoch(policy, ["a cat", "a dog"], 2, seeded(0))
+    part = select(rollout, torch.tensor([1]))
+    loss, figures = step_loss(policy, part, torch.tensor([[1]]), torch.tensor([[2.0]]), config)
+    assert loss.item() == pytest.approx(-2, abs=1e-3) and figures["ratio_mean"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs got 0, allowed is 1 or more"),
+        ({"train_batch_size": -1}, "--train-batch-size got -1, allowed is 1 or more"),
+        ({"lora_rank": -1}, "--lora-rank got -1, allowed is 0 or more"),
+        ({"learning_rate": 0.0}, "--learning-rate got 0.0, allowed is above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate got nan"),
+        ({"eta": 0.0}, "--eta got 0.0, allowed is above 0"),
+        ({"eta": 1.5}, "--eta got 1.5, allowed is above 0 up to 1"),
+        ({"timestep_fraction": 2.0}, "--timestep-fraction got 2.0"),
+        ({"kl_budget": -1.0}, "--kl-budget got -1.0, allowed is above 0"),
+        ({"num_steps": 5000}, "num_steps got 5000, allowed is 1 to 1000"),
+        ({"prompts": Path("missing.txt")}, "cannot read the prompts missing.txt"),
+        ({"model": "missing"}, "unknown model 'missing'"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_refused_before_anything_is_written(config: DDPOConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(replace(config, **change), reward=Brightness())
+    assert not config.out.exists()

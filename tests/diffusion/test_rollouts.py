@@ -1,0 +1,38 @@
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.noise import seeded
+from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import draw_prompts, rate, sample_epoch, select
+from mmrlhf.errors import UserError
+
+
+def test_prompts_come_in_turn_each_repeated() -> None:
+    prompts = [str(i) for i in range(5)]
+    drawn = draw_prompts(prompts, 12, 2, seeded(0))
+    assert drawn[::2] == drawn[1::2] and set(drawn[:10]) == set(prompts) and len(drawn) == 12
+    assert set(Counter(draw_prompts(prompts, 15, 1, seeded(0))).values()) == {3}
+    assert draw_prompts(prompts, 12, 2, seeded(1)) != drawn
+    assert len(draw_prompts(prompts, 3, 2, seeded(0))) == 3
+
+
+def test_an_epoch_is_its_batches_and_can_be_taken_apart(model: Path) -> None:
+    policy = DiffusionPolicy.load(str(model), num_steps=2, guidance_scale=1.0, device="cpu")
+    generator = seeded(0)
+    first, second = policy.sample(["a cat", "a dog"], generator), policy.sample(["red"], generator)
+    whole = sample_epoch(policy, ["a cat", "a dog", "red"], 2, seeded(0))
+    assert whole.prompts == ("a cat", "a dog", "red")
+    assert whole.images[:2].equal(first.images) and whole.next_latents[2:].equal(second.next_latents)
+    part = select(whole, torch.tensor([2, 0]))
+    assert part.prompts == ("red", "a cat") and part.log_probs.equal(whole.log_probs[[2, 0]])
+    assert rate(lengths, whole, 2).tolist() == [5.0, 5.0, 3.0]
+    with pytest.raises(UserError, match=r"the reward gave shape \(2,\) for 3 images, allowed is one number an image"):
+        rate(lambda images, prompts: torch.zeros(1), whole, 2)
+
+
+def lengths(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    return torch.tensor([float(len(prompt)) for prompt in prompts])
