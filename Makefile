@@ -30,6 +30,7 @@ tree: $(STAMP)  ## the README's file tree, from the files' docstrings
 	$(BIN)/python -m tests.tree
 
 tiny: $(STAMP)  ## train the shipped models again, into runs/tiny/models (hours without a GPU; resumable)
+	$(BIN)/python -m pip install -e '.[tiny]'
 	$(BIN)/mmrlhf tiny train --out runs/tiny/models
 
 report: $(STAMP)  ## the demo with several seeds, into runs/quickstart-SEED

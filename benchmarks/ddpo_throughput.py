@@ -1,6 +1,6 @@
 """How fast DDPO samples and trains, and what each shortcut is worth: ratios measured in one run.
 
-    python benchmarks/ddpo_throughput.py --model tiny-sd --batch 32 --num-steps 10
+python benchmarks/ddpo_throughput.py --model tiny-sd --batch 32 --num-steps 10
 """
 
 import argparse
@@ -33,7 +33,7 @@ def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 class TwoPasses(DiffusionPolicy):
     """Guidance as two forward passes, to measure what one pass of both saves."""
 
-    def predict(self, latents, timesteps, context):  # type: ignore[no-untyped-def]
+    def predict(self, latents, timesteps, context):
         if len(context) == len(latents):
             return super().predict(latents, timesteps, context)
         without, with_text = (super(TwoPasses, self).predict(latents, timesteps, part) for part in context.chunk(2))
@@ -91,7 +91,9 @@ def main() -> None:
     works = [sample, encode_each_time, train_step, two_passes, no_lora, no_guidance, diffusers]
     took = seconds({work.__name__: work for work in works}, given.repeats)
     once = took["sample"]
-    print(f"model {given.model}, batch {given.batch}, {given.num_steps} steps, guidance {given.guidance_scale}, {policy.device}")
+    print(
+        f"model {given.model}, batch {given.batch}, {given.num_steps} steps, guidance {given.guidance_scale}, {policy.device}"
+    )
     print(f"sampling                {given.batch / once:10.1f} images/s")
     print(f"training                {given.batch / took['train_step']:10.1f} sample steps/s (forward and backward)")
     print(f"an image's whole update {given.batch / (once + given.num_steps * took['train_step']):10.2f} images/s")

@@ -42,7 +42,10 @@ MAY_DIFFER = ("out", "epochs", "resume", "save_every", "images_every", "kl_budge
 
 
 def train(
-    config: DDPOConfig, *, reward: Callable[..., Tensor] | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None
+    config: DDPOConfig,
+    *,
+    reward: Callable[..., Tensor] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunResult:
     """Run the algorithm; `reward(images, prompts)` stands in for the one that `config.reward` names, `on_epoch` gets each line.
 

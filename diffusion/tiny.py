@@ -28,6 +28,7 @@ from mmrlhf.tiny.emoji import (
     Concept,
     catalogue,
     composite,
+    fluent_art,
     load_art,
     noto_path,
     random_backgrounds,
@@ -36,6 +37,8 @@ from mmrlhf.tiny.emoji import (
 )
 from mmrlhf.tiny.judge import Judge
 from mmrlhf.tiny.teacher import JointHeads, recall_at
+
+JUDGE_VIEWS = 2
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,17 @@ class TinyConfig:
     """Folder for the finished models."""
     work: Path = Path("runs/tiny")
     """Folder for checkpoints and caches; give the same one to go on with a stopped run."""
-    vae_steps: int = 1500
+    vae_steps: int = 3000
     """Steps of 64 pictures for the autoencoder."""
     text_steps: int = 2500
-    """Steps of 256 texts for the text tower."""
-    unet_steps: int = 2500
+    """Steps of 256 texts for the text tower, twice."""
+    phrases: int = 40_000
+    """Random phrases that tiny-clip's text tower reads in its second half."""
+    unet_steps: int = 3300
     """Steps of 128 latents for the denoiser."""
-    vision_steps: int = 1000
+    vision_steps: int = 2500
     """Steps of 128 pictures for the vision tower."""
-    views: int = 2
+    views: int = 6
     """Pictures of each drawing that the teacher looks at."""
     num_steps: int = 20
     """Denoising steps of the sampled figures."""
@@ -70,7 +75,8 @@ def train(config: TinyConfig) -> dict[str, Any]:
     config.work.mkdir(parents=True, exist_ok=True)
     learn, held_out = split_concepts(catalogue())
     tokenizer, text = text_stage(config, learn, held_out)
-    heads, judge_heads, features, images = teacher_stage(config, learn)
+    heads, features, images = teacher_stage(config, learn)
+    judge_heads = judge_stage(learn, features[config.views :][:JUDGE_VIEWS], config.work / "fluent.pt")
     drawn = [concept for concept in learn if concept.group in DRAWABLE and not concept.variant]
     vae = train_vae(art_of(learn, both=True), config.work, steps=config.vae_steps)
     unet_and_save(config, drawn, vae, tokenizer)
@@ -92,7 +98,10 @@ def art_of(concepts: list[Concept], both: bool = False) -> Tensor:
 def text_stage(
     config: TinyConfig, learn: list[Concept], held_out: list[Concept]
 ) -> tuple[CLIPTokenizer, CLIPTextModelWithProjection]:
-    """The tokenizer and the text tower, distilled from MiniLM on names, keywords and common words."""
+    """The tokenizer and tiny-clip's text tower, distilled from MiniLM on names, keywords and common words.
+
+    tiny-sd takes the tower as it is then; tiny-clip's learns on, from phrases, so that it also reads names it never saw.
+    """
     if not (config.work / "tokenizer" / "tokenizer_config.json").exists():
         tiny_text.save_tokenizer(config.work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
@@ -105,13 +114,25 @@ def text_stage(
         unique = sorted(set(texts))
         rows = {text: i for i, text in enumerate(unique)}
         targets = tiny_teacher.text_features(unique)[torch.tensor([rows[text] for text in texts])]
-        tower = tiny_text.train_text_tower(tokenizer, texts, targets, steps=config.text_steps)
+        tower: Any = tiny_text.train_text_tower(tokenizer, texts, targets, steps=config.text_steps)
         tower.save_pretrained(config.work / "text")
-    return tokenizer, CLIPTextModelWithProjection.from_pretrained(config.work / "text").eval()
+    if not (config.work / "text-phrases" / "model.safetensors").exists():
+        words = [word for concept in learn for name in (concept.name, *concept.keywords) for word in name.split()]
+        words = sorted({*words, *tiny_text.common_words()})
+        hidden = {concept.name for concept in held_out}
+        names = [concept.name for concept in learn] * 3
+        texts = names + [text for text in tiny_text.word_pairs(words, config.phrases) + words if text not in hidden]
+        targets = tiny_teacher.text_features(texts)
+        tower = tiny_text.train_text_tower(
+            tokenizer, texts, targets, steps=config.text_steps, learning_rate=1e-3, start=config.work / "text"
+        )
+        tower.save_pretrained(config.work / "text-phrases")
+    trained: Any = CLIPTextModelWithProjection.from_pretrained(config.work / "text-phrases")
+    return tokenizer, trained.eval()
 
 
-def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads, JointHeads, Tensor, Tensor]:
-    """(teacher heads, judge heads, EfficientNet features, pictures): both styles side by side, concepts that both draw."""
+def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads, Tensor, Tensor]:
+    """(heads, EfficientNet features, pictures): Twemoji's views, then Noto's, of the concepts that both draw."""
     both = [concept for concept in learn if noto_path(concept.hexcode)]
     noto = torch.stack([load_art(path) for concept in both if (path := noto_path(concept.hexcode))])
     images = torch.cat(
@@ -124,10 +145,23 @@ def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads,
         features = torch.stack([tiny_teacher.image_features(network, view.float() / 255) for view in images])
         state = {"images": features, "texts": tiny_teacher.text_features([concept.name for concept in both])}
         save_checkpoint(state, cache)
-    features, texts = state["images"], state["texts"]
-    heads = tiny_teacher.train_heads(features, texts)
-    judge_heads = tiny_teacher.train_heads(features[config.views :], texts, seed=1)
-    return heads, judge_heads, features, images
+    return tiny_teacher.train_heads(state["images"], state["texts"]), state["images"], images
+
+
+def judge_stage(learn: list[Concept], noto: Tensor, cache: Path) -> JointHeads:
+    """The judge's heads, trained on Noto (its features: views × concepts × 1280) and Fluent drawings."""
+    both = [concept for concept in learn if noto_path(concept.hexcode)]
+    drawings = {row: art for row, concept in enumerate(both) if (art := fluent_art(concept.hexcode)) is not None}
+    rows = list(drawings)
+    state = load_checkpoint(cache)
+    if state is None:
+        network = tiny_teacher.load_efficientnet()
+        views = tiny_clip.render_views(torch.stack(list(drawings.values())), JUDGE_VIEWS, seed=5)
+        state = {"images": torch.stack([tiny_teacher.image_features(network, view.float() / 255) for view in views])}
+        save_checkpoint(state, cache)
+    texts = tiny_teacher.text_features([both[row].name for row in rows])
+    features = torch.cat([noto[:, rows], state["images"]])
+    return tiny_teacher.train_heads(features, texts, steps=800, dropout=0.5, seed=1)
 
 
 def unet_and_save(config: TinyConfig, drawn: list[Concept], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
@@ -150,8 +184,13 @@ def unet_and_save(config: TinyConfig, drawn: list[Concept], vae: AutoencoderKL, 
 
 
 def clip_and_save(
-    config: TinyConfig, learn: list[Concept], text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer,
-    heads: JointHeads, features: Tensor, images: Tensor,
+    config: TinyConfig,
+    learn: list[Concept],
+    text: CLIPTextModelWithProjection,
+    tokenizer: CLIPTokenizer,
+    heads: JointHeads,
+    features: Tensor,
+    images: Tensor,
 ) -> None:
     """The vision tower by distillation, and the finished tiny-clip folder."""
     model = tiny_clip.build_clip(text, heads)
@@ -166,7 +205,7 @@ def clip_and_save(
 
 
 def judge_and_save(config: TinyConfig, drawn: list[Concept], heads: JointHeads) -> None:
-    """EfficientNet-Lite0 with the heads that saw Noto art only, and the text embeddings of tiny-sd's prompts."""
+    """EfficientNet-Lite0 with the judge's head, and the text embeddings of tiny-sd's prompts."""
     names = [concept.name for concept in drawn]
     head = {
         "weight": heads.image.weight.data, "bias": heads.image.bias.data,

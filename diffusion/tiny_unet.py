@@ -38,8 +38,12 @@ def build_unet() -> UNet2DConditionModel:
 def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule, sampled by DDIM."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -67,8 +71,11 @@ def encode_prompts(
 
 
 def denoising_loss(
-    unet: UNet2DConditionModel, clean: Float[Tensor, "b 4 8 8"], hidden: Float[Tensor, "b tokens dim"],
-    alphas_cumprod: Float[Tensor, " steps"], generator: torch.Generator,
+    unet: UNet2DConditionModel,
+    clean: Float[Tensor, "b 4 8 8"],
+    hidden: Float[Tensor, "b tokens dim"],
+    alphas_cumprod: Float[Tensor, " steps"],
+    generator: torch.Generator,
 ) -> Tensor:
     """Error of the predicted noise (Ho et al. 2020), weighted by min(SNR, 5) / SNR (Hang et al. 2023)."""
     times = torch.randint(len(alphas_cumprod), (len(clean),), generator=generator)
@@ -83,9 +90,15 @@ def denoising_loss(
 
 
 def train_unet(
-    latents: Float[Tensor, "views n 4 8 8"], hidden: Float[Tensor, "n tokens dim"],
-    empty: Float[Tensor, "1 tokens dim"], out: Path, *, steps: int = 3000, batch_size: int = 128,
-    learning_rate: float = 1.5e-3, seed: int = 0,
+    latents: Float[Tensor, "views n 4 8 8"],
+    hidden: Float[Tensor, "n tokens dim"],
+    empty: Float[Tensor, "1 tokens dim"],
+    out: Path,
+    *,
+    steps: int = 3000,
+    batch_size: int = 128,
+    learning_rate: float = 1.5e-3,
+    seed: int = 0,
 ) -> UNet2DConditionModel:
     """Train on scaled latents, the prompt left out one time in ten; returns the moving average of the weights.
 
@@ -131,7 +144,13 @@ def save_pipeline(
 ) -> None:
     """Write the half-precision `StableDiffusionPipeline` folder."""
     pipeline = StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)

@@ -42,8 +42,13 @@ def vae_loss(vae: AutoencoderKL, images: Float[Tensor, "b 3 64 64"], generator: 
 
 
 def train_vae(
-    art: UInt8[Tensor, "n 4 64 64"], out: Path, *, steps: int = 2000, batch_size: int = 64,
-    learning_rate: float = 2e-3, seed: int = 0,
+    art: UInt8[Tensor, "n 4 64 64"],
+    out: Path,
+    *,
+    steps: int = 2000,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
 ) -> AutoencoderKL:
     """Train on `art` over random backgrounds; resumes from `out/vae.pt` and leaves it there."""
     torch.manual_seed(seed)
@@ -70,7 +75,8 @@ def train_vae(
         bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 100 == 0 or step + 1 == steps:
             save_checkpoint(
-                {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, out / "vae.pt",
+                {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                out / "vae.pt",
             )
     return vae.eval()
 
@@ -78,8 +84,6 @@ def train_vae(
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: Float[Tensor, "n 3 64 64"]) -> float:
     """Mean over pictures of the peak signal-to-noise ratio, dB, of decode(encode(x).mean) clipped to [0, 1]."""
-    decoded = torch.cat(
-        [vae.decode(vae.encode(batch * 2 - 1).latent_dist.mean).sample for batch in images.split(64)]
-    )
+    decoded = torch.cat([vae.decode(vae.encode(batch * 2 - 1).latent_dist.mean).sample for batch in images.split(64)])
     error = ((decoded / 2 + 0.5).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())

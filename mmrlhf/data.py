@@ -175,7 +175,9 @@ def prompt_of(row: dict[str, Any], where: str) -> str:
 def label_of(row: dict[str, Any], name: str, where: str) -> float:
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-        raise UserError(f"{where}: {name} got {value!r}, allowed is a number from 0 to 1: 1 preferred, 0 not, 0.5 a tie")
+        raise UserError(
+            f"{where}: {name} got {value!r}, allowed is a number from 0 to 1: 1 preferred, 0 not, 0.5 a tie"
+        )
     return float(value)
 
 

@@ -38,8 +38,9 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
 def load_image(path: Path, size: int | None = None) -> Float[Tensor, "3 h w"]:
     """Read one file; `size` resizes the shorter side with bicubic and crops the middle square. UserError if unreadable."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as file:
+            file.load()
+            picture: Image.Image = file
             if size is not None and picture.size != (size, size):
                 scale = size / min(picture.size)
                 width, height = (max(size, round(side * scale)) for side in picture.size)
@@ -48,7 +49,9 @@ def load_image(path: Path, size: int | None = None) -> Float[Tensor, "3 h w"]:
                 picture = picture.crop((left, top, left + size, top + size))
             return from_pil(picture)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable image ({error}): give PNG, JPEG or WebP, or remove the file") from error
+        raise UserError(
+            f"{path} is not a readable image ({error}): give PNG, JPEG or WebP, or remove the file"
+        ) from error
 
 
 def load_images(paths: Sequence[Path], size: int) -> Float[Tensor, "b 3 size size"]:

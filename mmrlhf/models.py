@@ -18,5 +18,7 @@ def resolve_model(name: str) -> str:
     if path.exists():
         raise UserError(f"model {name} is a file: give the folder that `save_pretrained` wrote, or a hub id")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"unknown model '{name}': allowed are {', '.join(TINY_NAMES)}, a local folder, or a hub id owner/name")
+        raise UserError(
+            f"unknown model '{name}': allowed are {', '.join(TINY_NAMES)}, a local folder, or a hub id owner/name"
+        )
     return name

@@ -5,7 +5,7 @@ Shapes: an image batch is `Float[Tensor, "b 3 h w"]`, RGB in [0, 1]; `b` counts 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -46,10 +46,12 @@ class SegmentLabel:
     correction: str | None = None
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores each image for its prompt; higher is better; row-independent; NaN abstains. Picklable."""
 
-    differentiable: bool
+    @property
+    def differentiable(self) -> bool: ...
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]: ...
 
@@ -65,6 +67,7 @@ class Rollout(NamedTuple):
     images: Images
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A text-to-image model that can be sampled, and asked for the log-probability of what it sampled."""
 

@@ -18,7 +18,8 @@ def read_embeddings(path: Path) -> Float[np.ndarray, "n d"]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
+        pickled = "it holds pickled objects, which are never loaded" if "object" in str(error) else ""
+        reason = getattr(error, "strerror", None) or pickled or " ".join(str(error).split()) or "damaged"
         raise UserError(f"cannot read the embeddings {path} ({reason}): give a .npy file of numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an archive of arrays (.npz): save the one matrix with numpy.save as .npy")

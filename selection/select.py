@@ -1,6 +1,7 @@
 """`mmrlhf select`: which rows of an embedding matrix, or which images of a folder, are worth annotating."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ def check(config: SelectConfig) -> None:
     for path in filter(None, [config.out, config.report]):
         if path.is_dir():
             raise UserError(f"{path} is a folder: give the name of a file to write")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"cannot write {path}: {parent} is no folder that can be written to; give another path")
 
 
 def embed(config: SelectConfig, folder: Path) -> EmbeddedFiles:

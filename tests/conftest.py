@@ -1,7 +1,6 @@
 """Every test runs with shapes and types checked at each function of the five packages, and on one thread."""
 
 import os
-import typing
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for a model
@@ -16,7 +15,3 @@ PACKAGES = ("mmrlhf", "diffusion", "vlm", "selection", "apps")
 install_import_hook(PACKAGES, "beartype.beartype")
 
 # beartype can only check an argument against a protocol that isinstance understands
-from mmrlhf import types  # noqa: E402  (after the hook, which must see the import)
-
-for protocol in (types.Reward, types.Policy):
-    typing.runtime_checkable(protocol)

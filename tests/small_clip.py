@@ -41,7 +41,9 @@ def small_clip(folder: Path, *, seed: int = 0) -> Path:
         CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": SIZE, "width": SIZE}
-    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size, image_mean=MEAN, image_std=STD).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size, image_mean=MEAN, image_std=STD).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -67,7 +67,7 @@ def test_which_item_is_called_first_changes_nothing(rows: list[tuple[float, floa
     edges = np.abs(p * 15 - np.round(p * 15)) < 1e-9  # on an edge the two orders may fall into neighbouring bins
     if not edges.any():
         assert ece(np.where(flip, 1 - p, p), np.where(flip, 1 - y, y)) == pytest.approx(figure)
-    assert sum(entry.count for entry in reliability_curve(p, y)) == 2 * len(p)
+    assert sum(entry.size for entry in reliability_curve(p, y)) == 2 * len(p)
 
 
 def test_what_it_does_not_take() -> None:

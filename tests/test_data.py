@@ -27,7 +27,13 @@ def write(folder: Path, *rows: Any, name: str = "pairs.jsonl") -> Path:
 
 
 def test_rows_in_order_with_paths_from_the_files_folder(folder: Path) -> None:
-    path = write(folder, GOOD, "", GOOD | {"label_0": 0.5, "label_1": 0.5, "user_id": 7}, GOOD | {"has_label": False, "group": "g"})
+    path = write(
+        folder,
+        GOOD,
+        "",
+        GOOD | {"label_0": 0.5, "label_1": 0.5, "user_id": 7},
+        GOOD | {"has_label": False, "group": "g"},
+    )
     first, second, third = read_pairs(path)
     assert first == Pair("a cat", folder / "a.png", folder / "sub" / "b.png", 1.0)
     assert second.label_0 == 0.5 and second.has_label and second.unit == "a cat"
@@ -36,7 +42,7 @@ def test_rows_in_order_with_paths_from_the_files_folder(folder: Path) -> None:
 
 def test_written_pairs_read_back_equal(folder: Path) -> None:
     pairs = [
-        Pair("ein Bär, \"quoted\"\nnew line\u2028", folder / "a.png", folder / "sub" / "b.png", 0.25),
+        Pair('ein Bär, "quoted"\nnew line\u2028', folder / "a.png", folder / "sub" / "b.png", 0.25),
         Pair("", folder / "sub" / "b.png", folder / "a.png", 1.0, group="g", has_label=False),
     ]
     for name in ("out.jsonl", "new/out.jsonl"):

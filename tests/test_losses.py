@@ -47,7 +47,11 @@ def test_a_tie_scored_as_a_tie_costs_nothing_and_another_margin_does() -> None:
 def test_bradley_terry_is_the_weighted_kl_of_a_softmax_over_two_scores() -> None:
     """PickScore's criterion as it is written, over scores rather than margins, in numpy."""
     generator = np.random.default_rng(0)
-    scores, labels, weights = generator.normal(size=(50, 2)) * 3, generator.choice([0, 0.3, 0.5, 1], 50), generator.random(50)
+    scores, labels, weights = (
+        generator.normal(size=(50, 2)) * 3,
+        generator.choice([0, 0.3, 0.5, 1], 50),
+        generator.random(50),
+    )
     softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     targets = np.stack([labels, 1 - labels], axis=1)
     kl = np.sum(np.where(targets > 0, targets * np.log(np.maximum(targets, 1e-300) / softmax), 0), axis=1)

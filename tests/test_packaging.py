@@ -35,17 +35,7 @@ def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def package_files() -> set[str]:
     """What git would ship of the five packages: tracked files, and new ones that are not ignored; all files without git."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "-z",
-        *sorted(PACKAGES),
-    ]
+    command = f"git -C {ROOT} ls-files --cached --others --exclude-standard -z".split() + sorted(PACKAGES)
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):

@@ -58,9 +58,9 @@ def test_clipped_surrogate_against_a_loop(cases: list[tuple[float, float, float,
         limited = min(max(ratio, 1 - clip_range), 1 + clip_range)
         if kept:
             gains.append(min(ratio * advantage, limited * advantage))
-    new, old, advantage = (rows(list(column)) for column in list(zip(*cases, strict=True))[:3])
+    new_rows, old_rows, advantages = (rows([float(case[i]) for case in cases]) for i in range(3))
     mask = torch.tensor([[case[3] for case in cases]])
-    loss, _ = clipped_surrogate(new, old, advantage, clip_range, mask)
+    loss, _ = clipped_surrogate(new_rows, old_rows, advantages, clip_range, mask)
     assert loss.item() == pytest.approx(-sum(gains) / len(gains), rel=1e-9, abs=1e-9)
 
 
@@ -91,7 +91,9 @@ def test_prompt_statistics_forget_what_left_the_buffer_and_resume() -> None:
     again.load_state_dict(tracker.state_dict())
     assert again.state_dict() == {"a": [1.0, 3.0]}
     for either in (tracker, again):
-        torch.testing.assert_close(either.advantages(["a"], torch.tensor([5.0])), torch.tensor([1.0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            either.advantages(["a"], torch.tensor([5.0])), torch.tensor([1.0]), atol=1e-5, rtol=0
+        )
 
 
 def test_an_abstaining_reward_gives_no_advantage_and_spoils_no_other() -> None:
@@ -127,7 +129,9 @@ def test_whiten() -> None:
     mask = torch.tensor([[True] * 3, [True, True, False]])
     got = whiten(values, mask)
     torch.testing.assert_close(got, (values - 3) / math.sqrt(2) * mask)
-    assert whiten(values).mean().item() == pytest.approx(0) and whiten(values).std(correction=0).item() == pytest.approx(1)
+    assert whiten(values).mean().item() == pytest.approx(0) and whiten(values).std(
+        correction=0
+    ).item() == pytest.approx(1)
     assert whiten(values, torch.zeros_like(mask)).eq(0).all()
 
 

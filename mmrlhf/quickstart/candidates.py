@@ -38,7 +38,9 @@ def sample_images(run: Run, prompts: Sequence[str], seed: int, lora: Path | None
     from diffusion.policy import DiffusionPolicy
 
     config = run.config
-    policy = DiffusionPolicy.load(config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale, lora=lora)
+    policy = DiffusionPolicy.load(
+        config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale, lora=lora
+    )
     return generate_images(policy, prompts, seed=seed, images_per_prompt=config.images_per_prompt)
 
 
@@ -52,7 +54,12 @@ def generate_candidates(run: Run) -> dict[str, Any]:
         for i, image in enumerate(images):
             path = run.folder / "images" / name / f"{i:05d}.png"
             save_image(image, path)
-            rows.append({"prompt": prompts[i // run.config.images_per_prompt], "image": str(path.relative_to(run.folder)),
-                         "hash": content_hash(path.read_bytes())})
+            rows.append(
+                {
+                    "prompt": prompts[i // run.config.images_per_prompt],
+                    "image": str(path.relative_to(run.folder)),
+                    "hash": content_hash(path.read_bytes()),
+                }
+            )
         result[name] = rows
     return result

@@ -78,14 +78,17 @@ def rater_table(
     rows = []
     for name in sorted({name for pair in pairs for name in pair["annotators"]}):
         own = [
-            pair | {"labels": [label for label, who in zip(pair["labels"], pair["annotators"], strict=True) if who == name]}
+            pair
+            | {"labels": [label for label, who in zip(pair["labels"], pair["annotators"], strict=True) if who == name]}
             for pair in pairs
         ]
         judged = labelled_pairs(run, own, "held_out")
         labels = np.array([pair.label_0 for pair in judged])
         credits = tie_credits(expit(pair_margins(reward, judged)), labels, reward.tie_threshold)
         shared = [row for row in between if name in (row.rater_0, row.rater_1)]
-        others = np.average([row.agreement for row in shared], weights=[row.pairs for row in shared]) if shared else None
+        others = (
+            np.average([row.agreement for row in shared], weights=[row.pairs for row in shared]) if shared else None
+        )
         rows.append(
             {
                 "annotator": name,

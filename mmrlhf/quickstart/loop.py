@@ -8,17 +8,20 @@ import resource
 from collections.abc import Callable
 from typing import Any
 
-from mmrlhf.quickstart.candidates import generate_candidates
+from mmrlhf.quickstart.candidates import generate_candidates, split_prompts
 from mmrlhf.quickstart.learning import learn_reward
 from mmrlhf.quickstart.rating import rate_first_pairs, rate_held_out_pairs, rate_second_pairs
 from mmrlhf.quickstart.report import write_report
-from mmrlhf.quickstart.run import QuickstartConfig, Run, open_run, write_json
+from mmrlhf.quickstart.run import QuickstartConfig, Run, check_settings, open_run, write_json
 from mmrlhf.quickstart.tuning import evaluate, fine_tune, gain, mean_of
 
 __all__ = ["QuickstartConfig", "quickstart"]
 
+
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run every stage, write `report.html` and `metrics.json`, and return the metrics."""
+    check_settings(config)
+    split_prompts(config)
     run = open_run(config)
     stages: list[tuple[str, Callable[[Run], dict[str, Any]]]] = [
         ("generate", generate_candidates),

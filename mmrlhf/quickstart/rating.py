@@ -106,7 +106,9 @@ def ask(run: Run, pairs: list[dict[str, Any]], phase: str) -> dict[str, Any]:
     finally:
         store.close()
     prompts = [{"prompt": rows[pair["rows"][0]]["prompt"]} for pair in pairs]
-    return {"pairs": [pair | prompt | answers(pair, rows, preferences) for pair, prompt in zip(pairs, prompts, strict=True)]}
+    return {
+        "pairs": [pair | prompt | answers(pair, rows, preferences) for pair, prompt in zip(pairs, prompts, strict=True)]
+    }
 
 
 def simulated_answers(run: Run, tasks: Sequence[Task], phase: str) -> list[Preference]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from mmrlhf.errors import UserError
-from mmrlhf.models import resolve_model
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Run:
         """The result of a stage: read back if it is finished, otherwise worked out now and recorded."""
         path = self.folder / "stages" / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return read_json(path)
         print(f"── {name}", flush=True)
         started = time.perf_counter()
         result = work(self)
@@ -82,7 +82,7 @@ class Run:
 
     def result(self, name: str) -> dict[str, Any]:
         """The recorded result of a finished stage."""
-        return json.loads((self.folder / "stages" / f"{name}.json").read_text())
+        return read_json(self.folder / "stages" / f"{name}.json")
 
     def generator(self, offset: int) -> torch.Generator:
         """A random generator of this run's seed; `offset` tells the uses apart."""
@@ -101,15 +101,41 @@ def write_json(value: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; UserError for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is broken: remove it, or choose another --out and begin anew") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is broken: remove it, or choose another --out and begin anew")
+    return found
+
+
+def check_settings(config: QuickstartConfig) -> None:
+    """UserError for a value outside its range, or a CLIP model that cannot be had; nothing is written yet."""
+    from mmrlhf.rewards.backbone import CLIPBackbone
+
+    least = {
+        "train_prompts": 5, "held_out_prompts": 2, "images_per_prompt": 2, "pairs": 3, "held_out_pairs": 1, "epochs": 1,
+        "samples_per_epoch": 2, "num_steps": 2, "train_batch_size": 1, "lora_rank": 1, "guidance_scale": 0,
+    }  # fmt: skip
+    for name, low in least.items():
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {low} or more")
+    if not 0 < config.learning_rate < math.inf:
+        raise UserError(f"--learning-rate got {config.learning_rate}, allowed is above 0")
+    CLIPBackbone.load(config.backbone)
+
+
 def open_run(config: QuickstartConfig) -> Run:
     """Make the folder, or take up the run that is in it. UserError when it holds something else."""
     folder = config.out
-    resolve_model(config.model)
-    resolve_model(config.backbone)
     recorded = folder / "config.json"
     wanted = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "resume", "host", "port")}
     if recorded.exists():
-        found = json.loads(recorded.read_text())
+        found = read_json(recorded)
         if not config.resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
         changed = [key for key, value in wanted.items() if found.get(key) != value]
@@ -121,5 +147,7 @@ def open_run(config: QuickstartConfig) -> Run:
     try:
         write_json(wanted, recorded)
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose a folder that you may write for --out") from error
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): choose a folder that you may write for --out"
+        ) from error
     return Run(config, folder)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrlhf.images import save_image
+from mmrlhf.images import load_images, save_image
 from mmrlhf.quickstart.candidates import sample_images, split_prompts
-from mmrlhf.quickstart.rating import pictures
+from mmrlhf.quickstart.rating import IMAGE_SIZE, pictures
 from mmrlhf.quickstart.run import Run
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.statistics import bootstrap_ci
@@ -52,6 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     paths = [f"images/after/{i:05d}.png" for i in range(len(after))]
     for path, image in zip(paths, after, strict=True):
         save_image(image, run.folder / path)
+    after = load_images([run.folder / path for path in paths], IMAGE_SIZE)  # in 8 bits, as those before
     prompts = [row["prompt"] for row in rows]
     reward, judge = CLIPReward.load(run.folder / "reward"), Judge.load()
     values: dict[str, Any] = {}

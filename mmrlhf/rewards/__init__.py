@@ -33,7 +33,9 @@ def load_reward(name: str | Path) -> Reward:
         return CLIPReward.load(folder)
     if (folder / "config.json").is_file():
         return CLIPReward.from_pretrained(folder)
-    what = "holds no reward" if folder.is_dir() else "is a file" if folder.exists() else "is neither a name nor a folder"
+    what = (
+        "holds no reward" if folder.is_dir() else "is a file" if folder.exists() else "is neither a name nor a folder"
+    )
     raise UserError(
         f"reward '{name}' {what}: allowed are {', '.join(REWARDS)}, or a folder that `mmrlhf reward train` wrote"
     )

@@ -34,7 +34,9 @@ class CLIPBackbone:
         try:
             found = AutoConfig.from_pretrained(where).model_type
             if found != "clip":
-                raise UserError(f"model {model} is a {found}, allowed is a CLIPModel: give tiny-clip or a CLIP model's folder")
+                raise UserError(
+                    f"model {model} is a {found}, allowed is a CLIPModel: give tiny-clip or a CLIP model's folder"
+                )
             with quiet_loading():
                 towers = CLIPModel.from_pretrained(where, dtype=torch.float32)
                 tokenizer = AutoTokenizer.from_pretrained(where)
@@ -126,7 +128,7 @@ class CLIPBackbone:
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b p"]:
         """Unit text embeddings; each different prompt is encoded once, padded to the longest of the batch.
 
-        A prompt longer than the text tower is cut (see `count_truncated`); padding is behind a causal mask, so it changes nothing.
+        A prompt longer than the text tower is cut (see `count_truncated`); padding is behind a causal mask and changes nothing.
         """
         distinct = list(dict.fromkeys(prompts))
         inputs = self.tokenizer(
@@ -167,7 +169,9 @@ def pick_device(name: str) -> str:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"--device got '{name}' ({reason}), allowed are auto, cpu, cuda … where there is one") from error
+        raise UserError(
+            f"--device got '{name}' ({reason}), allowed are auto, cpu, cuda … where there is one"
+        ) from error
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def fit_temperature(margins: torch.Tensor | np.ndarray, labels: torch.Tensor | n
     Where the best T is 0 or infinite (all labels on the right side; no better than chance), the end of its range: the
     margins' root mean square divided or multiplied by `RANGE`. Margins that are all 0 give 1.
     """
-    m, y = (np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v, float).ravel() for v in (margins, labels))
+    m, y = (
+        np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v, float).ravel() for v in (margins, labels)
+    )
     if not len(m) or len(m) != len(y) or not np.isfinite(m).all() or not ((y >= 0) & (y <= 1)).all():
         raise UserError(
             f"a temperature got {len(m)} margins and {len(y)} labels, allowed are as many finite margins as labels from 0 to 1"

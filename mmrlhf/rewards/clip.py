@@ -122,7 +122,9 @@ class CLIPReward:
         folder = Path(folder)
         file = folder / SETTINGS
         if not file.is_file():
-            raise UserError(f"no reward in {folder} ({SETTINGS} is missing): give a folder that `mmrlhf reward train` wrote")
+            raise UserError(
+                f"no reward in {folder} ({SETTINGS} is missing): give a folder that `mmrlhf reward train` wrote"
+            )
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
             if settings["format"] != FORMAT or settings["kind"] != "clip":
@@ -138,5 +140,7 @@ class CLIPReward:
                 head.load_state_dict(load_file(folder / HEAD))
         except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(f"the reward in {folder} is broken ({reason}): train it again or restore its files") from error
+            raise UserError(
+                f"the reward in {folder} is broken ({reason}): train it again or restore its files"
+            ) from error
         return cls(backbone, head, tie_threshold=tie_threshold).with_temperature(temperature)

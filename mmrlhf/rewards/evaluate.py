@@ -18,7 +18,9 @@ from mmrlhf.rewards.score import check_output, load_on, score_items
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.types import Reward
 
-TIE_RULE = "a tie is predicted where |2p - 1| <= tie_threshold; credit 1, 1/2 where exactly one of label and prediction is a tie, 0"
+TIE_RULE = (
+    "a tie is predicted where |2p - 1| <= tie_threshold; credit 1, 1/2 where one of label and prediction is a tie, 0"
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def evaluate_reward(
     margins = pair_margins(reward, judged, batch_size=batch_size, progress=progress)
     kept = [pair for pair, margin in zip(judged, margins, strict=True) if not np.isnan(margin)]
     if not kept:
-        raise UserError(f"the reward abstains on all {len(judged)} pairs: give pairs that it can judge, or another reward")
+        raise UserError(
+            f"the reward abstains on all {len(judged)} pairs: give pairs that it can judge, or another reward"
+        )
     margins = margins[~np.isnan(margins)]
     labels, probabilities = np.array([pair.label_0 for pair in kept]), expit(margins)
     credits = tie_credits(probabilities, labels, threshold)

@@ -43,8 +43,8 @@ def fit_reward(
 ) -> CLIPReward:
     """A `CLIPReward` with `ensemble` heads on the frozen towers of `model`; the same for the same seed.
 
-    A share `validation` of the prompts is held out of training, to keep the best epoch and to stop `patience` epochs after it
-    (0, or fewer than 5 prompts: none, and the last epoch is kept). `on_epoch` gets a dict of figures an epoch.
+    A share `validation` of the prompts is held out of training, to keep the epoch of the lowest loss and to stop `patience`
+    epochs after it (0, or fewer than 5 prompts: none, and the last epoch is kept). `on_epoch` gets a dict of figures an epoch.
     """
     if not pairs:
         raise UserError("got no pairs to train on: give at least one")
@@ -105,7 +105,7 @@ def fit_head(
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     labels = torch.tensor([pair.label_0 for pair in [*training, *held_out]])
     weights = prompt_weights([pair.prompt for pair in training]) * resample_counts(members, count, generator)
-    best: tuple[tuple[float, ...], int, dict[str, Tensor]] | None = None
+    best: tuple[float, int, dict[str, Tensor]] | None = None
     bar = tqdm(range(epochs), desc="reward", unit="epoch", disable=not progress)
     for epoch in bar:
         total, started = 0.0, time.monotonic()
@@ -123,9 +123,11 @@ def fit_head(
             with torch.no_grad():
                 margins = pair_scores(head, embedded, torch.arange(count, len(labels)), scale)
             line |= held_out_figures(margins.mean(dim=0), labels[count:])
-            rank = (line["held_out_agreement"], -line["held_out_loss"])
-            if best is None or rank > best[0]:
-                best = rank, epoch, copy.deepcopy(head.state_dict())
+            held_out_loss = line[
+                "held_out_loss"
+            ]  # finer than the agreement, which few pairs bring to its maximum by chance
+            if best is None or held_out_loss < best[0]:
+                best = held_out_loss, epoch, copy.deepcopy(head.state_dict())
             bar.set_postfix(agreement=f"{line['held_out_agreement']:.3f}")
         if on_epoch is not None:
             on_epoch(line | {"seconds": time.monotonic() - started})
@@ -153,7 +155,9 @@ def pair_scores(
 ) -> Float[Tensor, "k b"]:
     """Each member's margin of each pair."""
     (first, cosine_0), (second, cosine_1) = (pair_inputs(embedded, rows, side) for side in (0, 1))
-    scores = head(torch.cat([first, second]), scale * torch.cat([cosine_0, cosine_1]), dropout=dropout, generator=generator)
+    scores = head(
+        torch.cat([first, second]), scale * torch.cat([cosine_0, cosine_1]), dropout=dropout, generator=generator
+    )
     return scores[:, : len(rows)] - scores[:, len(rows) :]
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a whole CLIPModel on pairs, as PickScore was: softmax over exp(logit_scale)·cosine, ties ½, prompts weighted alike."""
+"""Fine-tune a whole CLIPModel on pairs, as PickScore was: softmax over exp(logit_scale)·cosine, ties ½, equal prompt weights."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +60,17 @@ def fine_tune(
             break
         started = time.monotonic()
         loss, done["step"] = one_epoch(
-            backbone, optimizer, pairs, weights, epoch, done["step"], seed, batch_size, learning_rate, warmup_steps, progress
+            backbone,
+            optimizer,
+            pairs,
+            weights,
+            epoch,
+            done["step"],
+            seed,
+            batch_size,
+            learning_rate,
+            warmup_steps,
+            progress,
         )
         line: dict[str, Any] = {"epoch": epoch, "loss": loss}
         if held_out:

@@ -21,7 +21,9 @@ class HeadEnsemble(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: int, *, members: int = 4, hidden: int = 64, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, features: int, *, members: int = 4, hidden: int = 64, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))

@@ -40,7 +40,11 @@ def score(config: ScoreConfig) -> list[dict[str, Any]]:
     check_output(config.out)
     scores = score_items(load_on(config.reward, config.device), items, batch_size=config.batch_size, progress=True)
     rows = [
-        {"prompt": item.prompt, "image": relative(item.image, config.out), "score": None if np.isnan(value) else float(value)}
+        {
+            "prompt": item.prompt,
+            "image": relative(item.image, config.out),
+            "score": None if np.isnan(value) else float(value),
+        }
         for item, value in zip(items, scores, strict=True)
     ]
     write_jsonl(rows, config.out)

@@ -188,12 +188,16 @@ def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not resume:
-        raise UserError(f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it")
+        raise UserError(
+            f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it"
+        )
     try:
         found = json.loads((out / CONFIG).read_text(encoding="utf-8"))
         different = [key for key in wanted if key not in MAY_DIFFER and found.get(key) != wanted[key]]
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder") from error
+        raise UserError(
+            f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder"
+        ) from error
     if different:
         key = different[0]
         raise UserError(
@@ -207,7 +211,9 @@ def read_state(out: Path) -> dict[str, Any] | None:
     try:
         return load_checkpoint(out / CHECKPOINT)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(f"the checkpoint {out / CHECKPOINT} is broken: remove it to start from the beginning") from error
+        raise UserError(
+            f"the checkpoint {out / CHECKPOINT} is broken: remove it to start from the beginning"
+        ) from error
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

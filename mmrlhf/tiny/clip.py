@@ -20,8 +20,13 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
 def vision_config() -> CLIPVisionConfig:
     """Sizes of the vision tower: 64 patches of 8×8 pixels, about 2.7 M weights."""
     return CLIPVisionConfig(
-        hidden_size=192, intermediate_size=576, num_hidden_layers=6, num_attention_heads=4,
-        image_size=SIZE, patch_size=8, projection_dim=JOINT_DIM,
+        hidden_size=192,
+        intermediate_size=576,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=8,
+        projection_dim=JOINT_DIM,
     )
 
 
@@ -29,7 +34,9 @@ def build_clip(text: CLIPTextModelWithProjection, heads: JointHeads) -> CLIPMode
     """A CLIPModel with a fresh vision tower and the trained text tower, whose projection goes on into the joint space."""
     config = CLIPConfig(
         text_config=text.config.to_dict() | {"projection_dim": JOINT_DIM},
-        vision_config=vision_config().to_dict(), projection_dim=JOINT_DIM, logit_scale_init_value=2.9957,
+        vision_config=vision_config().to_dict(),
+        projection_dim=JOINT_DIM,
+        logit_scale_init_value=2.9957,
     )
     model = CLIPModel(config)
     inner = {f"text_model.{name}": value for name, value in text.text_model.state_dict().items()}
@@ -40,9 +47,7 @@ def build_clip(text: CLIPTextModelWithProjection, heads: JointHeads) -> CLIPMode
     return model
 
 
-def render_views(
-    art: UInt8[Tensor, "n 4 64 64"], views: int, seed: int = 0
-) -> UInt8[Tensor, "views n 3 64 64"]:
+def render_views(art: UInt8[Tensor, "n 4 64 64"], views: int, seed: int = 0) -> UInt8[Tensor, "views n 3 64 64"]:
     """`views` pictures of each drawing: the first over white and untouched, the others moved, scaled and tinted."""
     generator = torch.Generator().manual_seed(seed)
     rendered = []
@@ -55,9 +60,26 @@ def render_views(
     return torch.stack(rendered)
 
 
+def jitter(images: UInt8[Tensor, "b 3 64 64"], generator: torch.Generator) -> UInt8[Tensor, "b 3 64 64"]:
+    """Every other picture mirrored, all moved by up to 3 pixels together: changes that the teacher hardly sees."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    padded = F.pad(images.float(), (3, 3, 3, 3), mode="replicate").to(torch.uint8)
+    top, left = torch.randint(7, (2,), generator=generator).tolist()
+    return padded[..., top : top + SIZE, left : left + SIZE]
+
+
 def train_vision_tower(
-    model: CLIPModel, images: UInt8[Tensor, "k n 3 64 64"], features: Float[Tensor, "k n 1280"], heads: JointHeads,
-    texts: Float[Tensor, "n 128"], out: Path, *, steps: int = 4000, batch_size: int = 128, learning_rate: float = 1e-3,
+    model: CLIPModel,
+    images: UInt8[Tensor, "k n 3 64 64"],
+    features: Float[Tensor, "k n 1280"],
+    heads: JointHeads,
+    texts: Float[Tensor, "n 128"],
+    out: Path,
+    *,
+    steps: int = 4000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> CLIPModel:
     """Distil the teacher's picture embedding and features, and match pictures with texts; resumes from `out/vision.pt`."""
@@ -77,7 +99,7 @@ def train_vision_tower(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         view = torch.randint(views, (batch_size,), generator=generator)
         row = torch.randint(count, (batch_size,), generator=generator)
-        pixels = (images[view, row].float() / 255 - PIXEL_MEAN) / PIXEL_STD
+        pixels = (jitter(images[view, row], generator).float() / 255 - PIXEL_MEAN) / PIXEL_STD
         target = features[view, row]
         with torch.autocast("cpu", torch.bfloat16):
             pooled = model.vision_model(pixel_values=pixels).pooler_output
@@ -107,6 +129,8 @@ def train_vision_tower(
 def image_processor() -> CLIPImageProcessor:
     """The preprocessing that goes with the vision tower."""
     return CLIPImageProcessor(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[PIXEL_MEAN] * 3, image_std=[PIXEL_STD] * 3,
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[PIXEL_MEAN] * 3,
+        image_std=[PIXEL_STD] * 3,
     )

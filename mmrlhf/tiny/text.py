@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,12 +55,32 @@ def common_words() -> list[str]:
     return [word for word in words if len(word) > 2 and word.isascii() and word.isalpha()]
 
 
+def word_pairs(words: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """`count` phrases of two or three random words: without them a tower knows words, but not how they combine."""
+    generator = torch.Generator().manual_seed(seed)
+    joints = (" ", " ", " ", " with ", " of ", " and ")
+    rows = torch.randint(len(words), (count, 3), generator=generator).tolist()
+    picked = torch.randint(len(joints), (count,), generator=generator).tolist()
+    longer = torch.rand(count, generator=generator) < 0.3
+    return [
+        words[a] + joints[joint] + words[b] + (f" {words[c]}" if more else "")
+        for (a, b, c), joint, more in zip(rows, picked, longer.tolist(), strict=True)
+    ]
+
+
 def text_config(vocabulary: int) -> CLIPTextConfig:
     """Sizes of the tiny text tower (about 2.4 M weights)."""
     return CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        projection_dim=TEXT_DIM, max_position_embeddings=MAX_LENGTH, bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        projection_dim=TEXT_DIM,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
     )
 
 
@@ -69,12 +90,24 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> dict[str, Tensor
 
 
 def train_text_tower(
-    tokenizer: CLIPTokenizer, texts: Sequence[str], targets: Float[Tensor, "n 384"], *,
-    steps: int = 3000, batch_size: int = 256, learning_rate: float = 2e-3, seed: int = 0,
+    tokenizer: CLIPTokenizer,
+    texts: Sequence[str],
+    targets: Float[Tensor, "n 384"],
+    *,
+    steps: int = 3000,
+    batch_size: int = 256,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    start: Path | None = None,
 ) -> nn.Module:
-    """Distil MiniLM: each text's unit embedding towards its target, by cosine distance and in-batch contrast."""
+    """Distil MiniLM: each text's unit embedding towards its target, by cosine distance and in-batch contrast.
+
+    From fresh weights, or from those in the folder `start`.
+    """
     torch.manual_seed(seed)
-    model = CLIPTextModelWithProjection(text_config(len(tokenizer)))
+    model: Any = CLIPTextModelWithProjection(text_config(len(tokenizer)))
+    if start is not None:
+        model = CLIPTextModelWithProjection.from_pretrained(start).train()
     tokens = tokenize(tokenizer, texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)

@@ -98,7 +98,9 @@ def test_log_prob_stays_finite_without_spread() -> None:
 def test_kl_is_that_of_two_gaussians_summed() -> None:
     mean, other, sigma = noise(0, 2, 4, 8, 8), noise(1, 2, 4, 8, 8), torch.tensor([0.5, 2.0])
     wide = sigma[:, None, None, None].expand_as(mean)
-    exact = torch.distributions.kl_divergence(torch.distributions.Normal(mean, wide), torch.distributions.Normal(other, wide))
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, wide), torch.distributions.Normal(other, wide)
+    )
     torch.testing.assert_close(gaussian_kl(mean, other, sigma), exact.sum(dim=(1, 2, 3)))
 
 

@@ -73,7 +73,18 @@ def test_what_a_run_leaves(config: DDPOConfig, capsys: pytest.CaptureFixture[str
     result = train(replace(config, images_every=2), reward=Brightness(), on_epoch=seen.append)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     assert lines == result.metrics == seen and [line["epoch"] for line in lines] == [0, 1, 2]
-    wanted = {"epoch", "samples", "seconds", "reward_mean", "reward_std", "kl", "clip_fraction", "ratio_mean", "grad_norm", "loss"}
+    wanted = {
+        "epoch",
+        "samples",
+        "seconds",
+        "reward_mean",
+        "reward_std",
+        "kl",
+        "clip_fraction",
+        "ratio_mean",
+        "grad_norm",
+        "loss",
+    }
     assert wanted <= lines[0].keys() and lines[0]["samples"] == 6 and lines[0]["updates"] == 3
     assert sorted(path.name for path in (config.out / "samples").iterdir()) == [f"epoch-000{i}.png" for i in (0, 2, 3)]
     with Image.open(config.out / "samples" / "epoch-0000.png") as sheet:
@@ -91,7 +102,9 @@ def test_killed_and_resumed_is_never_killed(
     whole = train(config, reward=Brightness())
 
     def kill(score: torch.Tensor, calls: int) -> torch.Tensor:
-        if calls == 2 * epochs:  # two batches an epoch: in the middle of the last; with save_every 2, an epoch is lost too
+        if (
+            calls == 2 * epochs
+        ):  # two batches an epoch: in the middle of the last; with save_every 2, an epoch is lost too
             raise KeyboardInterrupt
         return score
 
@@ -167,14 +180,21 @@ def test_one_abstention_is_left_out(config: DDPOConfig) -> None:
 def test_a_flat_reward_is_diagnosed_once(config: DDPOConfig, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(replace(config, epochs=2), reward=Brightness(lambda score, _: torch.full_like(score, 0.1)))
     assert [line["problems"] for line in result.metrics] == [["flat reward"]] * 2
-    assert capsys.readouterr().err.count("not learning (flat reward) in epoch 0: all samples got nearly the same reward") == 1
+    assert (
+        capsys.readouterr().err.count("not learning (flat reward) in epoch 0: all samples got nearly the same reward")
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "problem", "advice"),
     [
         ({"learning_rate": 1e-7, "clip_range": 0.1}, "no step", "raise --learning-rate"),
-        ({"learning_rate": 0.05, "clip_range": 1e-9, "inner_epochs": 4, "num_steps": 2}, "always clipped", "lower --learning-rate"),
+        (
+            {"learning_rate": 0.05, "clip_range": 1e-9, "inner_epochs": 4, "num_steps": 2},
+            "always clipped",
+            "lower --learning-rate",
+        ),
     ],
 )
 def test_a_learning_rate_that_does_not_fit_is_diagnosed(
@@ -275,7 +295,9 @@ def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig)
     ],
     ids=str,
 )
-def test_bad_values_are_refused_before_anything_is_written(config: DDPOConfig, change: dict[str, Any], message: str) -> None:
+def test_bad_values_are_refused_before_anything_is_written(
+    config: DDPOConfig, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         train(replace(config, **change), reward=Brightness())
     assert not config.out.exists()

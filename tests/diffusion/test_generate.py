@@ -18,7 +18,13 @@ def config(model: Path, tmp_path: Path) -> GenerateConfig:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\nred\n")
     return GenerateConfig(
-        model=str(model), prompts=prompts, out=tmp_path / "out", num_steps=2, images_per_prompt=2, batch_size=4, device="cpu"
+        model=str(model),
+        prompts=prompts,
+        out=tmp_path / "out",
+        num_steps=2,
+        images_per_prompt=2,
+        batch_size=4,
+        device="cpu",
     )
 
 

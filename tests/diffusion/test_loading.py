@@ -52,7 +52,9 @@ def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path) -> Non
     for _ in range(2):  # the second replaces the first
         folder = policy.save(tmp_path)
     assert folder == tmp_path / "model" and [path.name for path in tmp_path.iterdir()] == ["model"]
-    torch.testing.assert_close(unet_output(load_pipeline(str(folder), CPU, torch.float32).unet), unet_output(policy.unet))
+    torch.testing.assert_close(
+        unet_output(load_pipeline(str(folder), CPU, torch.float32).unet), unet_output(policy.unet)
+    )
     StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
 
 

@@ -17,7 +17,9 @@ PROMPTS = ["a cat", "a dog", "a cat"]
 
 
 def load(model: Path, **options: Any) -> DiffusionPolicy:
-    return DiffusionPolicy.load(str(model), **{"lora_rank": 2, "num_steps": 4, "guidance_scale": 3.0, "device": "cpu", **options})
+    return DiffusionPolicy.load(
+        str(model), **{"lora_rank": 2, "num_steps": 4, "guidance_scale": 3.0, "device": "cpu", **options}
+    )
 
 
 def disturb(policy: DiffusionPolicy, size: float = 0.05) -> None:
@@ -25,7 +27,7 @@ def disturb(policy: DiffusionPolicy, size: float = 0.05) -> None:
     generator = seeded(7)
     with torch.no_grad():
         for weight in policy.parameters():
-            weight += size * torch.randn(weight.shape, generator=generator)
+            weight.add_(size * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -69,7 +71,9 @@ def test_log_prob_of_some_steps_in_any_order(model: Path) -> None:
     rollout = policy.sample(PROMPTS, seeded(0))
     steps = torch.tensor([[3, 0], [1, 2], [0, 0]])
     with torch.no_grad():
-        torch.testing.assert_close(policy.log_prob(rollout, steps), policy.log_prob(rollout).gather(1, steps), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            policy.log_prob(rollout, steps), policy.log_prob(rollout).gather(1, steps), atol=1e-5, rtol=0
+        )
 
 
 def test_the_gradient_of_the_log_prob_against_finite_differences(model: Path) -> None:
@@ -82,9 +86,9 @@ def test_the_gradient_of_the_log_prob_against_finite_differences(model: Path) ->
     assert weight.grad is not None
     slope = float((weight.grad * direction).sum())
     with torch.no_grad():
-        weight += 1e-2 * direction
+        weight.add_(1e-2 * direction)
         above = float(policy.log_prob(rollout).sum())
-        weight -= 2e-2 * direction
+        weight.sub_(2e-2 * direction)
         below = float(policy.log_prob(rollout).sum())
     assert (above - below) / 2e-2 == pytest.approx(slope, rel=0.05, abs=1e-3)
 
@@ -101,11 +105,18 @@ def test_gradients_are_the_same_with_checkpointing(model: Path) -> None:
         torch.testing.assert_close(plain, checkpointed)
 
 
-def test_each_prompt_is_encoded_once_and_as_the_pipeline_encodes_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_is_encoded_once_and_as_the_pipeline_encodes_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = load(model)
     asked: list[str] = []
     encode = policy.pipeline.encode_prompt
-    monkeypatch.setattr(policy.pipeline, "encode_prompt", lambda texts, *rest: asked.extend(texts) or encode(texts, *rest))
+
+    def watched(texts: list[str], *rest: Any) -> Any:
+        asked.extend(texts)
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(policy.pipeline, "encode_prompt", watched)
     rollout = policy.sample(PROMPTS, seeded(0))
     policy.log_prob(rollout)
     policy.sample(["red", "a cat"], seeded(1))
@@ -121,7 +132,12 @@ def test_guidance_is_one_pass_of_both_halves_and_none_at_1(
     policy = load(model, guidance_scale=guidance)
     sizes: list[int] = []
     forward = policy.unet.forward
-    monkeypatch.setattr(policy.unet, "forward", lambda x, *rest, **named: sizes.append(len(x)) or forward(x, *rest, **named))
+
+    def watched(inputs: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        sizes.append(len(inputs))
+        return forward(inputs, *rest, **named)
+
+    monkeypatch.setattr(policy.unet, "forward", watched)
     rollout = policy.sample(PROMPTS, seeded(0))
     policy.log_prob(rollout)
     assert sizes == [rows] * 8

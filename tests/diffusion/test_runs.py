@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.runs import CHECKPOINT, check_folder, claim_folder, read_checkpoint, read_prompts, settings, write_metrics
+from diffusion.runs import (
+    CHECKPOINT,
+    check_folder,
+    claim_folder,
+    read_checkpoint,
+    read_prompts,
+    settings,
+    write_metrics,
+)
 from mmrlhf.errors import UserError
 
 
@@ -66,7 +74,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_metrics_are_a_line_an_entry(tmp_path: Path) -> None:
     write_metrics(tmp_path, [{"epoch": 0}, {"epoch": 1}])
     write_metrics(tmp_path, [{"epoch": 0, "kl": 0.5}])
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"epoch": 0, "kl": 0.5}]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        {"epoch": 0, "kl": 0.5}
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

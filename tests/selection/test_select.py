@@ -114,7 +114,7 @@ def test_a_report_of_rows_that_cannot_be_drawn_apart(tmp_path: Path) -> None:
 
 BAD_MATRICES = {
     "pickle": (lambda path: path.write_bytes(b"\x80\x04N."), "cannot read the embeddings"),
-    "objects": (lambda path: np.save(path, np.array([[{}]], dtype=object)), "cannot read the embeddings"),
+    "objects": (lambda path: np.save(path, np.array([[{}]], dtype=object)), "pickled objects, which are never loaded"),
     "text": (lambda path: path.write_text("1,2,3"), "cannot read the embeddings"),
     "empty": (lambda path: path.write_bytes(b""), "cannot read the embeddings"),
     "cut off": (lambda path: cut(path), "cannot read the embeddings"),
@@ -161,6 +161,8 @@ def test_bad_requests_are_told(matrix: Path, tmp_path: Path) -> None:
         select(SelectConfig(budget=0, out=out, embeddings=matrix))
     with pytest.raises(UserError, match="is a folder: give the name of a file"):
         select(SelectConfig(budget=1, out=tmp_path, embeddings=matrix))
+    with pytest.raises(UserError, match="x.npy is no folder that can be written to"):
+        select(SelectConfig(budget=1, out=matrix / "o.json", embeddings=matrix))
     with pytest.raises(UserError, match="unknown strategy 'best': allowed are kcenter"):
         select(unchecked(matrix, out))
 
