@@ -1,4 +1,4 @@
-"""What `mmrlhf diffusion ddpo` can be told, and which values make sense."""
+"""What `mmrlhf diffusion ddpo` can be told, and which values it takes."""
 
 import math
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion.tiny_unet import encode_latents, encode_prompts, save_pipeline, train_unet
-from diffusion.tiny_vae import reconstruction_psnr, train_vae
+from diffusion.tiny_vae import polish_decoder, reconstruction_psnr, train_vae
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
 from mmrlhf.images import grid, save_image
 from mmrlhf.tiny import clip as tiny_clip
@@ -51,6 +51,8 @@ class TinyConfig:
     """Folder for checkpoints and caches; give the same one to go on with a stopped run."""
     vae_steps: int = 3000
     """Steps of 64 pictures for the autoencoder."""
+    decoder_steps: int = 600
+    """Further steps of its decoder alone."""
     text_steps: int = 2500
     """Steps of 256 texts for the text tower, twice."""
     phrases: int = 40_000
@@ -78,7 +80,9 @@ def train(config: TinyConfig) -> dict[str, Any]:
     heads, features, images = teacher_stage(config, learn)
     judge_heads = judge_stage(learn, features[config.views :][:JUDGE_VIEWS], config.work / "fluent.pt")
     drawn = [concept for concept in learn if concept.group in DRAWABLE and not concept.variant]
-    vae = train_vae(art_of(learn, both=True), config.work, steps=config.vae_steps)
+    art = art_of(learn, both=True)
+    vae = train_vae(art, config.work, steps=config.vae_steps)
+    vae = polish_decoder(vae, art, config.work, steps=config.decoder_steps)
     unet_and_save(config, drawn, vae, tokenizer)
     clip_and_save(config, learn, text, tokenizer, heads, features, images)
     judge_and_save(config, drawn, judge_heads)
