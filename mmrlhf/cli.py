@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "reward eval": ("mmrlhf.rewards.evaluate", "EvalConfig", "evaluate", "agreement and calibration on held-out pairs"),
     "reward calibrate": ("mmrlhf.rewards.calibrate", "CalibrateConfig", "calibrate", "fit the temperature of a scorer"),
     "reward score": ("mmrlhf.rewards.score", "ScoreConfig", "score", "one score an image"),
+    "data export": ("mmrlhf.export", "ExportConfig", "export", "the answers in a store as a file of pairs"),
     "diffusion generate": ("diffusion.generate", "GenerateConfig", "generate", "images for a file of prompts"),
     "diffusion ddpo": (
         "diffusion.ddpo",

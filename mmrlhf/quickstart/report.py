@@ -8,14 +8,19 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from mmrlhf.images import grid, load_images, save_image
+from mmrlhf.quickstart.rating import IMAGE_SIZE
 
 TEMPLATE = Path(__file__).parent / "report.html"
 ACCENT, MUTED = "#c2410c", "#94a3b8"
-SHOWN_PROMPTS, SHOWN_PAIRS = 16, 12
+SHOWN_PROMPTS, SHOWN_PAIRS, SHEET_PROMPTS = 16, 12, 12
 
 
 def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any]) -> Path:
-    """Write `folder/report.html` from the metrics and the stages' results; returns its path."""
+    """Write `folder/report.html` and before_after.png from the metrics and the stages' results; returns the page's path."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
         metrics=metrics,
@@ -28,6 +33,7 @@ def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any])
         gold_change=gold_change(results["evaluate"]["by_prompt"]),
         reliability=reliability(results["reward"]["reliability"]),
     )
+    save_image(sheet(folder, results["evaluate"]), folder / "before_after.png")
     path = folder / "report.html"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page)
@@ -38,6 +44,14 @@ def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any])
 def data_uri(path: Path) -> str:
     """A picture file as a string that goes into the page."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def sheet(folder: Path, evaluation: dict[str, Any]) -> Float[Tensor, "3 height width"]:
+    """Twelve held-out prompts: before in the upper row, after in the lower, every pixel drawn as four."""
+    shown = evaluation["by_prompt"][:SHEET_PROMPTS]
+    files = [folder / prompt[f"{when}_images"][0] for when in ("before", "after") for prompt in shown]
+    pictures = load_images(files, IMAGE_SIZE).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return grid(pictures, columns=len(shown))
 
 
 def before_and_after(folder: Path, evaluation: dict[str, Any]) -> list[dict[str, Any]]:

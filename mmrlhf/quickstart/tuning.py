@@ -1,10 +1,10 @@
 """Last stages: fine-tune on the learned reward alone, and measure on held-out prompts what it did."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmrlhf.images import load_images, save_image
 from mmrlhf.quickstart.candidates import sample_images, split_prompts
@@ -36,6 +36,7 @@ def fine_tune(run: Run) -> dict[str, Any]:
         guidance_scale=config.guidance_scale,
         lora_rank=config.lora_rank,
         learning_rate=config.learning_rate,
+        clip_range=config.clip_range,
         seed=config.seed,
         resume=folder.exists(),
     )
@@ -59,7 +60,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     for name, images in (("before", before), ("after", after)):
         values[f"gold_{name}"] = taste(images).tolist()
         values[f"reward_{name}"] = reward(images, prompts).detach().tolist()
-        values[f"similarity_{name}"] = judge(images, prompts).tolist()
+        values[f"similarity_{name}"] = [None if math.isnan(v) else v for v in judge(images, prompts).tolist()]
     by_prompt = []
     for number, prompt in enumerate(held_out):
         part = slice(number * run.config.images_per_prompt, (number + 1) * run.config.images_per_prompt)
@@ -84,7 +85,7 @@ def gain(by_prompt: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     }
 
 
-def mean_of(by_prompt: list[dict[str, Any]], name: str) -> float:
-    """Mean over all pictures of all prompts."""
-    values = torch.tensor([entry[name] for entry in by_prompt])
-    return float(values.nanmean())
+def mean_of(by_prompt: list[dict[str, Any]], name: str) -> float | None:
+    """Mean over the pictures of all prompts that have a value; None where none has."""
+    values = np.array([entry[name] for entry in by_prompt], dtype=float)
+    return None if np.isnan(values).all() else float(np.nanmean(values))

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mmrlhf.quickstart.tuning import gain
 from mmrlhf.simulate import RATERS
 from mmrlhf.store import Store
 from mmrlhf.taste import taste
+from mmrlhf.types import Preference
 
 NAMED = {
     "gold_before", "gold_after", "gold_gain_sd", "gold_gain_ci95", "reward_agreement", "reward_agreement_ci95",
@@ -96,7 +98,38 @@ def test_the_report_is_one_page_that_says_simulated(finished: tuple[Path, dict[s
     page = (folder / "report.html").read_text()
     assert "simulated" in page and f"{metrics['gold_gain_sd']:+.2f}" in page
     assert not any(f'{attribute}="{scheme}' in page for attribute in ("src", "href") for scheme in ("http", "/", "."))
+    assert (folder / "before_after.png").is_file()
     assert page.count("data:image/png;base64") >= 5 * 2 and page.count("data:image/svg+xml") == 3
+
+
+def test_a_person_rates_in_the_app(tmp_path: Path) -> None:
+    """One person, who calls every fourth pair a tie, through the store of the app that the loop opens."""
+    config = small(tmp_path / "run", rater="human", pairs=6, held_out_pairs=4, epochs=1, port=0)
+    done = threading.Event()
+
+    def rate() -> None:
+        file = config.out / "ratings.sqlite"
+        while not file.exists() and not done.wait(0.1):
+            pass
+        store, number = Store(str(file)), 0
+        while not done.wait(0.1):
+            for task in store.next_tasks("me", count=3):
+                items = (task.item_0, task.item_1)
+                store.add(Preference(task.prompt, items, (0.5, 1.0, 0.0, 1.0)[number % 4], "me", "human", items,
+                                     vote_id=f"{number:032x}"))  # fmt: skip
+                number += 1
+        store.close()
+
+    person = threading.Thread(target=rate)
+    person.start()
+    try:
+        metrics = quickstart(config)
+    finally:
+        done.set()
+        person.join()
+    assert metrics["rater"] == "human" and metrics["labels_used"] == 6 and metrics["rater_agreement"] is None
+    page = (config.out / "report.html").read_text()
+    assert "there was one rater" in page and "The raters are simulated" not in page
 
 
 def interrupted(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
