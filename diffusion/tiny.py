@@ -3,7 +3,6 @@
 Every stage leaves its result in the work folder and goes on from it, so that a stopped command continues.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def train(config: TinyConfig) -> dict[str, Any]:
     unet_and_save(config, drawn, vae, tokenizer)
     clip_and_save(config, learn, text, tokenizer, heads, features, images)
     judge_and_save(config, drawn, judge_heads)
-    figures = measure(config, drawn, held_out, vae, heads)
+    figures = measure(config, drawn, held_out, heads)
     write_cards(config.out, figures)
     print(f"models and figures: {config.out}")
     return figures
@@ -109,30 +108,40 @@ def text_stage(
     if not (config.work / "tokenizer" / "tokenizer_config.json").exists():
         tiny_text.save_tokenizer(config.work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
-    if not (config.work / "text" / "model.safetensors").exists():
-        hidden = {concept.name for concept in held_out}
-        names = [concept.name for concept in learn]
-        keywords = sorted({word for concept in learn for word in concept.keywords} - hidden)
-        words = [word for word in tiny_text.common_words() if word not in hidden]
-        texts = names * 3 + keywords + words + [f"a picture of a {name}" for name in names]
-        unique = sorted(set(texts))
-        rows = {text: i for i, text in enumerate(unique)}
-        targets = tiny_teacher.text_features(unique)[torch.tensor([rows[text] for text in texts])]
-        tower: Any = tiny_text.train_text_tower(tokenizer, texts, targets, steps=config.text_steps)
-        tower.save_pretrained(config.work / "text")
-    if not (config.work / "text-phrases" / "model.safetensors").exists():
-        words = [word for concept in learn for name in (concept.name, *concept.keywords) for word in name.split()]
-        words = sorted({*words, *tiny_text.common_words()})
-        hidden = {concept.name for concept in held_out}
-        names = [concept.name for concept in learn] * 3
-        texts = names + [text for text in tiny_text.word_pairs(words, config.phrases) + words if text not in hidden]
-        targets = tiny_teacher.text_features(texts)
-        tower = tiny_text.train_text_tower(
-            tokenizer, texts, targets, steps=config.text_steps, learning_rate=1e-3, start=config.work / "text"
-        )
-        tower.save_pretrained(config.work / "text-phrases")
-    trained: Any = CLIPTextModelWithProjection.from_pretrained(config.work / "text-phrases")
-    return tokenizer, trained.eval()
+    hidden = {concept.name for concept in held_out}
+    names, phrases = config.work / "text", config.work / "text-phrases"
+    if not (names / "model.safetensors").exists():
+        train_text(tokenizer, known_texts(learn, hidden), names, steps=config.text_steps, learning_rate=2e-3)
+    if not (phrases / "model.safetensors").exists():
+        texts = random_phrases(learn, hidden, config.phrases)
+        train_text(tokenizer, texts, phrases, steps=config.text_steps, learning_rate=1e-3, start=names)
+    tower: Any = CLIPTextModelWithProjection.from_pretrained(phrases)
+    return tokenizer, tower.eval()
+
+
+def known_texts(learn: list[Concept], hidden: set[str]) -> list[str]:
+    """Names (thrice, and in a sentence), keywords and common words, without the held-out names."""
+    names = [concept.name for concept in learn]
+    keywords = sorted({word for concept in learn for word in concept.keywords} - hidden)
+    words = [word for word in tiny_text.common_words() if word not in hidden]
+    return names * 3 + keywords + words + [f"a picture of a {name}" for name in names]
+
+
+def random_phrases(learn: list[Concept], hidden: set[str], count: int) -> list[str]:
+    """Names (thrice), the words of names and keywords and common words, and random phrases of these words."""
+    spoken = {word for concept in learn for name in (concept.name, *concept.keywords) for word in name.split()}
+    words = sorted({*spoken, *tiny_text.common_words()})
+    texts = [text for text in tiny_text.word_pairs(words, count) + words if text not in hidden]
+    return [concept.name for concept in learn] * 3 + texts
+
+
+def train_text(tokenizer: CLIPTokenizer, texts: list[str], folder: Path, **settings: Any) -> None:
+    """Distil MiniLM's embeddings of the texts into a text tower, and save it."""
+    unique = sorted(set(texts))
+    rows = {text: i for i, text in enumerate(unique)}
+    targets = tiny_teacher.text_features(unique)[torch.tensor([rows[text] for text in texts])]
+    tower: Any = tiny_text.train_text_tower(tokenizer, texts, targets, **settings)
+    tower.save_pretrained(folder)
 
 
 def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads, Tensor, Tensor]:
@@ -220,9 +229,7 @@ def judge_and_save(config: TinyConfig, drawn: list[Concept], heads: JointHeads) 
 
 
 @torch.no_grad()
-def measure(
-    config: TinyConfig, drawn: list[Concept], held_out: list[Concept], vae: AutoencoderKL, heads: JointHeads
-) -> dict[str, Any]:
+def measure(config: TinyConfig, drawn: list[Concept], held_out: list[Concept], heads: JointHeads) -> dict[str, Any]:
     """The figures of the model cards, all from the shipped half-precision files, and a sheet of 64 samples."""
     art = art_of(held_out)
     white = composite(art, torch.ones(len(art), 3))
@@ -269,5 +276,5 @@ def measure_samples(config: TinyConfig, drawn: list[Concept], pipeline: StableDi
         "samples_recall_at_5": judge.recall_at(5, images, prompts),
         "drawings_recall_at_5": judge.recall_at(5, real, prompts),
         "sampled_with": f"DDIM, eta 1, {config.num_steps} steps, guidance {config.guidance_scale}",
-        "judged_prompts": json.loads(json.dumps(prompts[:64])),
+        "judged_prompts": prompts[:64],
     }

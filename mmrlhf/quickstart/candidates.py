@@ -41,7 +41,9 @@ def sample_images(run: Run, prompts: Sequence[str], seed: int, lora: Path | None
     policy = DiffusionPolicy.load(
         config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale, lora=lora
     )
-    return generate_images(policy, prompts, seed=seed, images_per_prompt=config.images_per_prompt)
+    return generate_images(
+        policy, prompts, seed=seed, images_per_prompt=config.images_per_prompt, batch_size=48, progress=True
+    )
 
 
 def generate_candidates(run: Run) -> dict[str, Any]:

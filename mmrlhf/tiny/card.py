@@ -20,6 +20,8 @@ names are in `prompts.txt`, on plain backgrounds of random colour. Decent, not p
 - autoencoder on drawings it never saw: {psnr_white:.1f} dB over white, {psnr_tinted:.1f} dB over random backgrounds
 - of 200 prompts, the judge finds the sampled picture's own prompt first for {samples_recall_at_1:.0%}, among the first five for
   {samples_recall_at_5:.0%} ({sampled_with}); the real drawings reach {drawings_recall_at_5:.0%}
+
+![64 samples](samples.png)
 """,
     "tiny-clip": """# tiny-clip
 
