@@ -60,7 +60,7 @@ def train(
     reward = load_reward(config) if reward is None else reward
     policy = load_policy(config)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
-    statistics = PromptStatistics()
+    statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
     metrics: list[dict[str, Any]] = []
     if state := read_checkpoint(config.out):
         policy.load_state_dict(state["policy"])

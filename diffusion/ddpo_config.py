@@ -54,6 +54,10 @@ class DDPOConfig:
     """Share of each sample's denoising steps to train on, drawn anew each pass."""
     samples_per_prompt: int = 1
     """Images of each prompt drawn in an epoch."""
+    prompt_buffer_size: int = 16
+    """Latest rewards of each prompt that its mean and spread are taken from."""
+    prompt_min_count: int = 16
+    """A prompt with fewer rewards than this is compared with the epoch's whole batch instead."""
     kl_weight: float = 0.0
     """Penalty on the KL of a step to the start (nats, summed over latent dimensions); costs one more forward pass."""
     kl_budget: float | None = None
@@ -82,7 +86,7 @@ def validate(config: DDPOConfig) -> None:
     """UserError for a value outside its range."""
     at_least_one = (
         "epochs", "samples_per_epoch", "sample_batch_size", "train_batch_size", "gradient_accumulation", "num_steps",
-        "inner_epochs", "samples_per_prompt", "kl_samples", "save_every",
+        "inner_epochs", "samples_per_prompt", "prompt_buffer_size", "prompt_min_count", "kl_samples", "save_every",
     )  # fmt: skip
     above_zero = ("eta", "learning_rate", "clip_range", "advantage_clip", "max_grad_norm", "timestep_fraction")
     not_negative = ("lora_rank", "kl_weight", "images_every", "guidance_scale")
@@ -98,5 +102,10 @@ def validate(config: DDPOConfig) -> None:
     for name in ("eta", "timestep_fraction"):
         if getattr(config, name) > 1:
             raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is above 0 up to 1")
+    if config.prompt_min_count > config.prompt_buffer_size:
+        raise UserError(
+            f"--prompt-min-count got {config.prompt_min_count}, allowed is up to --prompt-buffer-size "
+            f"{config.prompt_buffer_size}"
+        )
     if config.kl_budget is not None and not config.kl_budget > 0:
         raise UserError(f"--kl-budget got {config.kl_budget}, allowed is above 0: leave it out for no limit")

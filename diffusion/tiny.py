@@ -37,7 +37,7 @@ from mmrlhf.tiny.emoji import (
 from mmrlhf.tiny.judge import Judge
 from mmrlhf.tiny.teacher import JointHeads, recall_at
 
-JUDGE_VIEWS = 2
+JUDGE_VIEWS = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train(config: TinyConfig) -> dict[str, Any]:
     learn, held_out = split_concepts(catalogue())
     tokenizer, text = text_stage(config, learn, held_out)
     heads, features, images = teacher_stage(config, learn)
-    judge_heads = judge_stage(learn, features[config.views :][:JUDGE_VIEWS], config.work / "fluent.pt")
+    judge_heads = judge_stage(learn, config.work / "judge.pt")
     drawn = [concept for concept in learn if concept.group in DRAWABLE and not concept.variant]
     art = art_of(learn, both=True)
     vae = train_vae(art, config.work, steps=config.vae_steps)
@@ -161,20 +161,23 @@ def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads,
     return tiny_teacher.train_heads(state["images"], state["texts"]), state["images"], images
 
 
-def judge_stage(learn: list[Concept], noto: Tensor, cache: Path) -> JointHeads:
-    """The judge's heads, trained on Noto (its features: views × concepts × 1280) and Fluent drawings."""
-    both = [concept for concept in learn if noto_path(concept.hexcode)]
-    drawings = {row: art for row, concept in enumerate(both) if (art := fluent_art(concept.hexcode)) is not None}
-    rows = list(drawings)
+def judge_stage(learn: list[Concept], cache: Path) -> JointHeads:
+    """The judge's heads, trained on Noto and Fluent drawings of the concepts that both draw, sharp and softened."""
+    both = [concept for concept in learn if noto_path(concept.hexcode) and fluent_art(concept.hexcode) is not None]
     state = load_checkpoint(cache)
     if state is None:
         network = tiny_teacher.load_efficientnet()
-        views = tiny_clip.render_views(torch.stack(list(drawings.values())), JUDGE_VIEWS, seed=5)
-        state = {"images": torch.stack([tiny_teacher.image_features(network, view.float() / 255) for view in views])}
+        noto = torch.stack([load_art(path) for concept in both if (path := noto_path(concept.hexcode))])
+        fluent = torch.stack([art for concept in both if (art := fluent_art(concept.hexcode)) is not None])
+        features = []
+        for seed, art in enumerate((noto, fluent)):
+            sharp, *others = tiny_clip.render_views(art, JUDGE_VIEWS, seed=11 + seed).float() / 255
+            views = [sharp, *(tiny_teacher.soften(view, 21 + seed) for view in others)]
+            features += [tiny_teacher.image_features(network, view) for view in views]
+        state = {"images": torch.stack(features)}
         save_checkpoint(state, cache)
-    texts = tiny_teacher.text_features([both[row].name for row in rows])
-    features = torch.cat([noto[:, rows], state["images"]])
-    return tiny_teacher.train_heads(features, texts, steps=800, dropout=0.5, seed=1)
+    texts = tiny_teacher.text_features([concept.name for concept in both])
+    return tiny_teacher.train_heads(state["images"], texts, steps=800, dropout=0.5, seed=1)
 
 
 def unet_and_save(config: TinyConfig, drawn: list[Concept], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:

@@ -52,6 +52,7 @@ def collect_metrics(run: Run, results: dict[str, Any]) -> dict[str, Any]:
         "reward_agreement": reward["agreement"],
         "reward_agreement_ci95": reward["agreement_ci95"],
         "rater_agreement": reward["rater_agreement"],
+        "random_agreement": reward["random_agreement"],
         "ece_before": reward["ece_before"],
         "ece_after": reward["ece_after"],
         "reward_before": mean_of(by_prompt, "reward_before"),

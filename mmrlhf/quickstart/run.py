@@ -45,6 +45,8 @@ class QuickstartConfig:
     """Epochs of fine-tuning."""
     samples_per_epoch: int = 64
     """Images sampled, scored and learnt from in each epoch."""
+    samples_per_prompt: int = 4
+    """Of these, so many of one prompt, to be compared with each other."""
     num_steps: int = 12
     """Denoising steps."""
     guidance_scale: float = 3.0
@@ -120,7 +122,8 @@ def check_settings(config: QuickstartConfig) -> None:
 
     least = {
         "train_prompts": 5, "held_out_prompts": 2, "images_per_prompt": 2, "pairs": 3, "held_out_pairs": 1, "epochs": 1,
-        "samples_per_epoch": 2, "num_steps": 2, "train_batch_size": 1, "lora_rank": 1, "guidance_scale": 0,
+        "samples_per_epoch": 2, "samples_per_prompt": 2, "train_batch_size": 1, "num_steps": 2, "lora_rank": 1,
+        "guidance_scale": 0,
     }  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)

@@ -31,6 +31,8 @@ def fine_tune(run: Run) -> dict[str, Any]:
         epochs=config.epochs,
         samples_per_epoch=config.samples_per_epoch,
         sample_batch_size=config.samples_per_epoch,
+        samples_per_prompt=config.samples_per_prompt,
+        prompt_min_count=min(16, config.samples_per_prompt),
         train_batch_size=config.train_batch_size,
         num_steps=config.num_steps,
         guidance_scale=config.guidance_scale,

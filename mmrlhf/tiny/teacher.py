@@ -74,6 +74,17 @@ def text_features(texts: Sequence[str]) -> Float[Tensor, "n 384"]:
     return features
 
 
+def soften(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h w"]:
+    """Every picture through 16 to 48 pixels and back: what is drawn shall count, not how sharp."""
+    generator = torch.Generator().manual_seed(seed)
+    soft = []
+    for image in images.split(1):
+        size = int(torch.randint(16, 49, (1,), generator=generator))
+        small = F.interpolate(image, size=(size, size), mode="bicubic", antialias=True)
+        soft.append(F.interpolate(small, size=image.shape[-2:], mode="bicubic").clamp(0, 1))
+    return torch.cat(soft)
+
+
 class JointHeads(nn.Module):
     """Two linear maps into one space of unit vectors, after standardising the image features."""
 
