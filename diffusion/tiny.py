@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffusion.tiny_figures import measure
 from diffusion.tiny_unet import encode_latents, encode_prompts, save_pipeline, train_unet
-from diffusion.tiny_vae import polish_decoder, reconstruction_psnr, train_vae
+from diffusion.tiny_vae import polish_decoder, reconstruct, train_vae
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
-from mmrlhf.images import grid, save_image
 from mmrlhf.tiny import clip as tiny_clip
 from mmrlhf.tiny import teacher as tiny_teacher
 from mmrlhf.tiny import text as tiny_text
@@ -25,19 +24,15 @@ from mmrlhf.tiny.card import write_cards
 from mmrlhf.tiny.emoji import (
     DRAWABLE,
     Concept,
+    art_of,
     catalogue,
-    composite,
     fluent_art,
     load_art,
     noto_path,
-    random_backgrounds,
     split_concepts,
-    twemoji_path,
 )
 from mmrlhf.tiny.judge import Judge
-from mmrlhf.tiny.teacher import JointHeads, recall_at
-
-JUDGE_VIEWS = 4
+from mmrlhf.tiny.teacher import JointHeads
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,11 @@ class TinyConfig:
     """Steps of 128 pictures for the vision tower."""
     views: int = 6
     """Pictures of each drawing that the teacher looks at."""
-    num_steps: int = 20
+    scenes: int = 28_000
+    """Pictures of one or two drawings, turned and recoloured, that the teacher looks at too."""
+    num_steps: int = 12
     """Denoising steps of the sampled figures."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     """Classifier-free guidance of the sampled figures."""
     threads: int = 2
     """Processor threads for torch."""
@@ -77,25 +74,18 @@ def train(config: TinyConfig) -> dict[str, Any]:
     learn, held_out = split_concepts(catalogue())
     tokenizer, text = text_stage(config, learn, held_out)
     heads, features, images = teacher_stage(config, learn)
-    judge_heads = judge_stage(learn, config.work / "judge.pt")
     drawn = [concept for concept in learn if concept.group in DRAWABLE and not concept.variant]
     art = art_of(learn, both=True)
     vae = train_vae(art, config.work, steps=config.vae_steps)
     vae = polish_decoder(vae, art, config.work, steps=config.decoder_steps)
+    judge_heads = judge_stage(learn, vae, config.work / "judge.pt")
     unet_and_save(config, drawn, vae, tokenizer)
     clip_and_save(config, learn, text, tokenizer, heads, features, images)
     judge_and_save(config, drawn, judge_heads)
-    figures = measure(config, drawn, held_out, heads)
+    figures = measure(config.out, drawn, held_out, heads, config.num_steps, config.guidance_scale)
     write_cards(config.out, figures)
     print(f"models and figures: {config.out}")
     return figures
-
-
-def art_of(concepts: list[Concept], both: bool = False) -> Tensor:
-    """Twemoji drawings of the concepts, and with `both` the Noto drawings after each."""
-    styles = (twemoji_path, noto_path) if both else (twemoji_path,)
-    paths = [style(concept.hexcode) for concept in concepts for style in styles]
-    return torch.stack([load_art(path) for path in paths if path])
 
 
 def text_stage(
@@ -145,24 +135,30 @@ def train_text(tokenizer: CLIPTokenizer, texts: list[str], folder: Path, **setti
 
 
 def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads, Tensor, Tensor]:
-    """(heads, EfficientNet features, pictures): Twemoji's views, then Noto's, of the concepts that both draw."""
+    """(heads, EfficientNet features, pictures): views of the concepts that Twemoji and Noto draw, then random scenes."""
     both = [concept for concept in learn if noto_path(concept.hexcode)]
     noto = torch.stack([load_art(path) for concept in both if (path := noto_path(concept.hexcode))])
-    images = torch.cat(
+    views = torch.cat(
         [tiny_clip.render_views(art_of(both), config.views, 0), tiny_clip.render_views(noto, config.views, 1)]
     )
+    scenes = tiny_clip.render_scenes(art_of(learn, both=True), config.scenes)
     cache = config.work / "features.pt"
     state = load_checkpoint(cache)
     if state is None:
         network = tiny_teacher.load_efficientnet()
-        features = torch.stack([tiny_teacher.image_features(network, view.float() / 255) for view in images])
-        state = {"images": features, "texts": tiny_teacher.text_features([concept.name for concept in both])}
+        features = [tiny_teacher.image_features(network, view) for view in (*views, scenes)]
+        state = {"views": torch.stack(features[:-1]), "scenes": features[-1]}
+        state["texts"] = tiny_teacher.text_features([concept.name for concept in both])
         save_checkpoint(state, cache)
-    return tiny_teacher.train_heads(state["images"], state["texts"]), state["images"], images
+    heads = tiny_teacher.train_heads(state["views"], state["texts"])
+    return heads, torch.cat([*state["views"], state["scenes"]]), torch.cat([*views, scenes])
 
 
-def judge_stage(learn: list[Concept], cache: Path) -> JointHeads:
-    """The judge's heads, trained on Noto and Fluent drawings of the concepts that both draw, sharp and softened."""
+def judge_stage(learn: list[Concept], vae: AutoencoderKL, cache: Path) -> JointHeads:
+    """The judge's heads, trained on Noto and Fluent drawings of the concepts that both draw.
+
+    Two thirds of its pictures went through tiny-sd's autoencoder, whose softness is not to count against a sample.
+    """
     both = [concept for concept in learn if noto_path(concept.hexcode) and fluent_art(concept.hexcode) is not None]
     state = load_checkpoint(cache)
     if state is None:
@@ -171,13 +167,13 @@ def judge_stage(learn: list[Concept], cache: Path) -> JointHeads:
         fluent = torch.stack([art for concept in both if (art := fluent_art(concept.hexcode)) is not None])
         features = []
         for seed, art in enumerate((noto, fluent)):
-            sharp, *others = tiny_clip.render_views(art, JUDGE_VIEWS, seed=11 + seed).float() / 255
-            views = [sharp, *(tiny_teacher.soften(view, 21 + seed) for view in others)]
+            sharp, *others = tiny_clip.render_views(art, 3, seed=31 + seed).float() / 255
+            views = [sharp, *(reconstruct(vae, view) for view in others)]
             features += [tiny_teacher.image_features(network, view) for view in views]
         state = {"images": torch.stack(features)}
         save_checkpoint(state, cache)
     texts = tiny_teacher.text_features([concept.name for concept in both])
-    return tiny_teacher.train_heads(state["images"], texts, steps=800, dropout=0.5, seed=1)
+    return tiny_teacher.train_heads(state["images"], texts, steps=1600, dropout=0.5, seed=1)
 
 
 def unet_and_save(config: TinyConfig, drawn: list[Concept], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
@@ -229,55 +225,3 @@ def judge_and_save(config: TinyConfig, drawn: list[Concept], heads: JointHeads) 
         "texts": heads.embed_texts(tiny_teacher.text_features(names)),
     }  # fmt: skip
     Judge(tiny_teacher.load_efficientnet(), head, names).save(config.out / "tiny-judge")
-
-
-@torch.no_grad()
-def measure(config: TinyConfig, drawn: list[Concept], held_out: list[Concept], heads: JointHeads) -> dict[str, Any]:
-    """The figures of the model cards, all from the shipped half-precision files, and a sheet of 64 samples."""
-    art = art_of(held_out)
-    white = composite(art, torch.ones(len(art), 3))
-    tinted = composite(art, random_backgrounds(len(art), torch.Generator().manual_seed(1)))
-    pipeline = StableDiffusionPipeline.from_pretrained(config.out / "tiny-sd", torch_dtype=torch.float32)
-    figures: dict[str, Any] = {
-        "psnr_white": reconstruction_psnr(pipeline.vae, white),
-        "psnr_tinted": reconstruction_psnr(pipeline.vae, tinted),
-    }
-    clip = CLIPModel.from_pretrained(config.out / "tiny-clip", dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(config.out / "tiny-clip")
-    names = [concept.name for concept in held_out]
-    texts = F.normalize(clip.get_text_features(**tiny_text.tokenize(tokenizer, names)).pooler_output, dim=-1)
-    pixels = (white - tiny_clip.PIXEL_MEAN) / tiny_clip.PIXEL_STD
-    embedded = F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-    network = tiny_teacher.load_efficientnet()
-    taught = heads.embed_images(tiny_teacher.image_features(network, white))
-    taught_texts = heads.embed_texts(tiny_teacher.text_features(names))
-    figures |= {f"clip_recall_at_{k}": recall_at(k, embedded, texts) for k in (1, 5)}
-    figures |= {f"teacher_recall_at_{k}": recall_at(k, taught, taught_texts) for k in (1, 5)}
-    return figures | measure_samples(config, drawn, pipeline)
-
-
-def measure_samples(config: TinyConfig, drawn: list[Concept], pipeline: StableDiffusionPipeline) -> dict[str, Any]:
-    """How often the judge finds the prompt of a sampled picture among 200, beside the real drawings' figure."""
-    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:200].tolist()
-    picked = [drawn[i] for i in order]
-    prompts = [concept.name for concept in picked]
-    pipeline.set_progress_bar_config(disable=True)
-    samples = []
-    for start in tqdm(range(0, len(prompts), 50), desc="tiny-sd samples"):
-        generator = torch.Generator().manual_seed(start)
-        output = pipeline(
-            prompts[start : start + 50], num_inference_steps=config.num_steps, guidance_scale=config.guidance_scale,
-            eta=1.0, generator=generator, output_type="pt",
-        )  # fmt: skip
-        samples.append(output.images.float())
-    images = torch.cat(samples)
-    save_image(grid(images[:64], 8), config.out / "tiny-sd" / "samples.png")
-    judge = Judge.load(config.out / "tiny-judge")
-    real = composite(art_of(picked), random_backgrounds(len(picked), torch.Generator().manual_seed(2)))
-    return {
-        "samples_recall_at_1": judge.recall_at(1, images, prompts),
-        "samples_recall_at_5": judge.recall_at(5, images, prompts),
-        "drawings_recall_at_5": judge.recall_at(5, real, prompts),
-        "sampled_with": f"DDIM, eta 1, {config.num_steps} steps, guidance {config.guidance_scale}",
-        "judged_prompts": prompts[:64],
-    }

@@ -132,8 +132,13 @@ def training_pictures(
 
 
 @torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n 3 64 64"]:
+    """Pictures in [0, 1] through the autoencoder: decode(encode(x).mean), clipped."""
+    decoded = [vae.decode(vae.encode(batch * 2 - 1).latent_dist.mean).sample for batch in images.split(64)]
+    return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+
+
 def reconstruction_psnr(vae: AutoencoderKL, images: Float[Tensor, "n 3 64 64"]) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio, dB, of decode(encode(x).mean) clipped to [0, 1]."""
-    decoded = torch.cat([vae.decode(vae.encode(batch * 2 - 1).latent_dist.mean).sample for batch in images.split(64)])
-    error = ((decoded / 2 + 0.5).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
+    """Mean over pictures of the peak signal-to-noise ratio, dB, of `reconstruct`."""
+    error = (reconstruct(vae, images) - images).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())

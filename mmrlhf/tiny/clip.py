@@ -69,12 +69,55 @@ def jitter(images: UInt8[Tensor, "b 3 64 64"], generator: torch.Generator) -> UI
     return padded[..., top : top + SIZE, left : left + SIZE]
 
 
+def random_affine(
+    art: Float[Tensor, "b 4 64 64"], generator: torch.Generator, *, turn: float, zoom: tuple[float, float], shift: float
+) -> Float[Tensor, "b 4 64 64"]:
+    """Each drawing turned by up to `turn` radians, zoomed, stretched by up to a fifth and moved (transparent outside)."""
+    count = len(art)
+    angle = turn * (2 * torch.rand(count, generator=generator) - 1)
+    scale = 1 / (zoom[0] + (zoom[1] - zoom[0]) * torch.rand(count, 2, generator=generator).mean(dim=1))
+    stretch = 1 + 0.2 * (2 * torch.rand(count, generator=generator) - 1)
+    theta = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+    theta = theta * scale[:, None, None] * torch.stack([stretch, 1 / stretch], dim=1)[:, :, None]
+    offset = 2 * shift * (2 * torch.rand(count, 2, 1, generator=generator) - 1) * scale[:, None, None]
+    grid = F.affine_grid(torch.cat([theta, offset], dim=2), list(art.shape), align_corners=False)
+    return F.grid_sample(art, grid, align_corners=False)
+
+
+def recolour(art: Float[Tensor, "b 4 64 64"], generator: torch.Generator) -> Float[Tensor, "b 4 64 64"]:
+    """Each drawing's red, green and blue mixed by a random matrix near the identity, or near a permutation for a third."""
+    count = len(art)
+    order = torch.rand(count, 3, generator=generator).argsort(dim=1)
+    order = torch.where(torch.rand(count, 1, generator=generator) < 1 / 3, order, torch.arange(3))
+    mix = F.one_hot(order, 3) + 0.15 * torch.randn(count, 3, 3, generator=generator)
+    colours = torch.einsum("bij,bjhw->bihw", mix / mix.sum(dim=2, keepdim=True), art[:, :3])
+    return torch.cat([colours.clamp_min(0).minimum(art[:, 3:]), art[:, 3:]], dim=1)
+
+
+def render_scenes(art: UInt8[Tensor, "n 4 64 64"], count: int, seed: int = 0) -> UInt8[Tensor, "count 3 64 64"]:
+    """`count` pictures of one or two drawings each, turned, stretched and recoloured, over plain colours.
+
+    Nobody has a name for most of them. The teacher says what they look like, and there are as many as one likes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scenes = []
+    for start in range(0, count, 512):
+        size = min(512, count - start)
+        back, front = (art[torch.randint(len(art), (size,), generator=generator)].float() / 255 for _ in range(2))
+        back = recolour(random_affine(back, generator, turn=0.6, zoom=(0.6, 1.4), shift=0.15), generator)
+        front = recolour(random_affine(front, generator, turn=0.6, zoom=(0.4, 0.9), shift=0.3), generator)
+        front = front * (torch.rand(size, 1, 1, 1, generator=generator) < 0.5)
+        layers = ((front + (1 - front[:, 3:]) * back) * 255).round().clamp(0, 255).to(torch.uint8)
+        scenes.append((composite(layers, random_backgrounds(size, generator)) * 255).round().to(torch.uint8))
+    return torch.cat(scenes)
+
+
 def train_vision_tower(
     model: CLIPModel,
-    images: UInt8[Tensor, "k n 3 64 64"],
-    features: Float[Tensor, "k n 1280"],
+    images: UInt8[Tensor, "n 3 64 64"],
+    features: Float[Tensor, "n 1280"],
     heads: JointHeads,
-    texts: Float[Tensor, "n 128"],
+    texts: Float[Tensor, "m 128"],
     out: Path,
     *,
     steps: int = 4000,
@@ -82,48 +125,57 @@ def train_vision_tower(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> CLIPModel:
-    """Distil the teacher's picture embedding and features, and match pictures with texts; resumes from `out/vision.pt`."""
+    """Distil the teacher's embedding of a picture, its features, and its likeness to each of `m` texts.
+
+    Resumes from `out/vision.pt`.
+    """
     torch.manual_seed(seed)
     auxiliary = nn.Linear(model.config.vision_config.hidden_size, IMAGE_DIM)
-    parameters = [*model.vision_model.parameters(), *model.visual_projection.parameters(), *auxiliary.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05)
+    student = nn.ModuleDict(
+        {"vision_model": model.vision_model, "projection": model.visual_projection, "auxiliary": auxiliary}
+    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.05)
     start = 0
     if state := load_checkpoint(out / "vision.pt"):
-        model.load_state_dict(state["model"])
-        auxiliary.load_state_dict(state["auxiliary"])
+        student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    views, count = images.shape[:2]
     bar = tqdm(range(start, steps), desc="tiny-clip vision tower", initial=start, total=steps)
     for step in bar:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        view = torch.randint(views, (batch_size,), generator=generator)
-        row = torch.randint(count, (batch_size,), generator=generator)
-        pixels = (jitter(images[view, row], generator).float() / 255 - PIXEL_MEAN) / PIXEL_STD
-        target = features[view, row]
+        row = torch.randint(len(images), (batch_size,), generator=generator)
+        pixels = (jitter(images[row], generator).float() / 255 - PIXEL_MEAN) / PIXEL_STD
         with torch.autocast("cpu", torch.bfloat16):
             pooled = model.vision_model(pixel_values=pixels).pooler_output
-            projected = model.visual_projection(pooled)
-            guessed = auxiliary(pooled)
-        embedded = F.normalize(projected.float(), dim=-1)
-        taught = heads.embed_images(target)
-        standard = (target - heads.image_mean) / heads.image_std
-        similar = embedded @ texts[row].T
-        loss = (
-            2 * (1 - (embedded * taught).sum(-1).mean())
-            + 0.5 * (1 - F.cosine_similarity(guessed.float(), standard).mean())
-            + 0.2 * F.cross_entropy(20 * similar, (20 * taught @ texts[row].T).softmax(-1))
-        )
+            projected, guessed = model.visual_projection(pooled), auxiliary(pooled)
+        loss = distillation_loss(projected.float(), guessed.float(), features[row].float(), heads, texts)
         optimizer.zero_grad()
         loss.backward()
         set_learning_rate(optimizer, learning_rate, step, steps)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "auxiliary": auxiliary.state_dict()}
-            save_checkpoint(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, out / "vision.pt")
+            state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_checkpoint(state, out / "vision.pt")
     return model.eval()
+
+
+def distillation_loss(
+    projected: Float[Tensor, "b 128"],
+    guessed: Float[Tensor, "b 1280"],
+    features: Float[Tensor, "b 1280"],
+    heads: JointHeads,
+    texts: Float[Tensor, "m 128"],
+) -> Float[Tensor, ""]:
+    """Cosine distances to the teacher's embedding and features, and cross-entropy to its softmax over the texts."""
+    embedded, taught = F.normalize(projected, dim=-1), heads.embed_images(features)
+    standard = (features - heads.image_mean) / heads.image_std
+    return (
+        2 * (1 - (embedded * taught).sum(-1).mean())
+        + 0.5 * (1 - F.cosine_similarity(guessed, standard).mean())
+        + 0.2 * F.cross_entropy(20 * embedded @ texts.T, (20 * taught @ texts.T).softmax(-1))
+    )
 
 
 def image_processor() -> CLIPImageProcessor:

@@ -154,6 +154,13 @@ def load_art(source: Path | BinaryIO) -> UInt8[Tensor, "4 64 64"]:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
+def art_of(concepts: list[Concept], both: bool = False) -> UInt8[Tensor, "n 4 64 64"]:
+    """Twemoji drawings of the concepts, and with `both` the Noto drawings after each."""
+    styles = (twemoji_path, noto_path) if both else (twemoji_path,)
+    paths = [style(concept.hexcode) for concept in concepts for style in styles]
+    return torch.stack([load_art(path) for path in paths if path])
+
+
 def random_backgrounds(count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
     """One plain colour a picture: white three times in ten, otherwise any hue, pale to half saturated."""
     hue = torch.rand(count, generator=generator)

@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -43,10 +43,13 @@ def load_efficientnet() -> nn.Module:
 
 
 @torch.no_grad()
-def image_features(model: nn.Module, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1280"]:
-    """EfficientNet features of pictures in [0, 1] (its inputs are (x - 127) / 128)."""
+def image_features(
+    model: nn.Module, images: Float[Tensor, "n 3 h w"] | UInt8[Tensor, "n 3 h w"]
+) -> Float[Tensor, "n 1280"]:
+    """EfficientNet features of pictures, in [0, 1] or 0 to 255 (its inputs are (x - 127) / 128)."""
     batches = tqdm(images.split(64), desc="EfficientNet features")
-    return torch.cat([efficientnet_features(model, batch) for batch in batches])
+    divisor = 1 if images.is_floating_point() else 255
+    return torch.cat([efficientnet_features(model, batch / divisor) for batch in batches])
 
 
 @torch.no_grad()
@@ -72,17 +75,6 @@ def text_features(texts: Sequence[str]) -> Float[Tensor, "n 384"]:
         mask = tokens["attention_mask"][:, :, None]
         features[torch.tensor(rows)] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
     return features
-
-
-def soften(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h w"]:
-    """Every picture through 16 to 48 pixels and back: what is drawn shall count, not how sharp."""
-    generator = torch.Generator().manual_seed(seed)
-    soft = []
-    for image in images.split(1):
-        size = int(torch.randint(16, 49, (1,), generator=generator))
-        small = F.interpolate(image, size=(size, size), mode="bicubic", antialias=True)
-        soft.append(F.interpolate(small, size=image.shape[-2:], mode="bicubic").clamp(0, 1))
-    return torch.cat(soft)
 
 
 class JointHeads(nn.Module):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusion.tiny_unet import build_scheduler, build_unet, denoising_loss, encode_latents, train_unet
 from diffusion.tiny_vae import build_vae, polish_decoder, reconstruction_psnr, train_vae
 from mmrlhf.tiny import clip as tiny_clip
 from mmrlhf.tiny import text as tiny_text
 from mmrlhf.tiny.emoji import Concept, composite, random_backgrounds, shift_scale, split_concepts
-from mmrlhf.tiny.teacher import IMAGE_DIM, TEXT_DIM, recall_at, train_heads
+from mmrlhf.tiny.teacher import IMAGE_DIM, TEXT_DIM, JointHeads, recall_at, train_heads
 
 
 def discs(count: int) -> torch.Tensor:
@@ -161,3 +161,46 @@ def test_jitter_moves_and_mirrors_a_little() -> None:
     assert moved.shape == pictures.shape and moved.dtype == torch.uint8
     distance = (moved.float() - pictures.float()).abs().mean()
     assert 0 < float(distance) < 20
+
+
+def test_scenes_are_many_pictures_from_few_drawings() -> None:
+    scenes = tiny_clip.render_scenes(discs(5), 600, seed=3)
+    assert scenes.shape == (600, 3, 64, 64) and scenes.dtype == torch.uint8
+    assert len(scenes.flatten(1).unique(dim=0)) == 600
+    assert torch.equal(scenes, tiny_clip.render_scenes(discs(5), 600, seed=3))
+
+
+def test_an_unturned_drawing_stays_and_colours_stay_below_alpha() -> None:
+    art = discs(4).float() / 255
+    generator = torch.Generator().manual_seed(0)
+    moved = tiny_clip.random_affine(art, generator, turn=0.0, zoom=(1.0, 1.0), shift=0.0)
+    assert float((moved[:, 3] - art[:, 3]).abs().mean()) < 0.06  # stretched by a fifth at most
+    painted = tiny_clip.recolour(art, generator)
+    assert torch.equal(painted[:, 3], art[:, 3])
+    assert bool((painted[:, :3] <= art[:, 3:]).all()) and not torch.allclose(painted, art, atol=0.05)
+
+
+def test_a_vision_tower_learns_from_the_teacher_and_is_read_back(tmp_path: Path) -> None:
+    """Six colours: after a few steps the student's vectors lie near the teacher's; the text tower stays what it was."""
+    tiny_text.save_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    text = CLIPTextModelWithProjection(tiny_text.text_config(len(CLIPTokenizer.from_pretrained(tmp_path)))).eval()
+    heads = JointHeads().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, IMAGE_DIM, generator=generator)
+    images = (torch.rand(6, 3, 1, 1, generator=generator) * 255).to(torch.uint8).expand(6, 3, 64, 64)
+    texts = F.normalize(torch.randn(6, 128, generator=generator), dim=-1)
+
+    def trained() -> CLIPModel:
+        model = tiny_clip.build_clip(text, heads)
+        return tiny_clip.train_vision_tower(model, images, features, heads, texts, tmp_path, steps=30, batch_size=12)
+
+    def likeness(model: CLIPModel) -> torch.Tensor:
+        with torch.no_grad():
+            seen = model.get_image_features(pixel_values=images.float() / 127.5 - 1).pooler_output
+        return (F.normalize(seen, dim=-1) * heads.embed_images(features)).sum(dim=-1)
+
+    model = trained()
+    assert float(likeness(model).mean()) > 0.5
+    torch.testing.assert_close(likeness(trained()), likeness(model))
+    torch.testing.assert_close(model.text_projection.weight, tiny_clip.build_clip(text, heads).text_projection.weight)
