@@ -11,10 +11,10 @@ demo: $(STAMP)  ## the whole loop on the tiny models; stopped and called again, 
 	$(BIN)/mmrlhf quickstart --out quickstart --resume
 
 test: $(STAMP)  ## the tests that a change must pass
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: $(STAMP)  ## these, and the slow ones
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(STAMP)  ## style, undefined names, types, and which package may import which
 	$(BIN)/ruff check .

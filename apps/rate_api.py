@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import gradio
-from fastapi import Cookie, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Cookie, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from apps.rate_items import media_type
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.store import Answer, Judgement, Preference, Store, Task
 
 COOKIE = "mmrlhf_rater"
 COOKIE_SECONDS = 30 * 24 * 3600
-MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 CHOICES = {"pair": ("left", "right", "tie", "both_bad", "skip"), "likert": ("1", "2", "3", "4", "5", "skip")}
 # Gradio's own ways to put files on this machine or take them from it: the card needs none
 CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
+
+AnswerNumber = Annotated[int, Query(ge=0, lt=2**63)]  # as many as SQLite can count
 
 
 class Login(BaseModel):
@@ -57,6 +60,7 @@ class Desk:
     overlap: int
     annotator_names: tuple[str, ...]
     instructions: str
+    more_to_come: bool
 
     @property
     def single(self) -> bool:
@@ -76,7 +80,8 @@ class Desk:
             "tasks": [self.question(task, annotator) for task in tasks],
             "answered": answered,
             "total": answered + progress.open,
-            "finished": progress.complete == progress.tasks,
+            "finished": not tasks and not self.store.waiting(self.overlap, single=self.single),
+            "more_to_come": self.more_to_come,
         }
 
     def question(self, task: Task, annotator: str) -> dict[str, Any]:
@@ -198,13 +203,11 @@ def read_image(store: Store, key: str) -> Response:
         data = b"" if item is None else Path(item.path).read_bytes()
     except OSError:
         data = b""
-    media_type = next((name for magic, name in MEDIA_TYPES.items() if data.startswith(magic)), None)
-    if data.startswith(b"BM"):
-        media_type = "image/bmp"
-    if item is None or media_type is None or content_hash(data) != item.hash:
+    kind = media_type(data)
+    if item is None or kind is None or content_hash(data) != item.hash:
         raise HTTPException(404, "This picture is missing, or its file has changed.")
     headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-    return Response(data, media_type=media_type, headers=headers)
+    return Response(data, media_type=kind, headers=headers)
 
 
 def build_app(
@@ -214,11 +217,13 @@ def build_app(
     overlap: int,
     annotator_names: Sequence[str],
     instructions: str,
+    more_to_come: bool = False,
 ) -> FastAPI:
     """The whole app; its routes come before Gradio's, which is mounted last."""
-    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions)
+    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions, more_to_come)
     secret = store.secret()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_refusals(app)
 
     def rater(mmrlhf_rater: Annotated[str, Cookie()] = "") -> str | None:
         name = verify(mmrlhf_rater, secret)
@@ -228,17 +233,6 @@ def build_app(
         if name is None:
             raise HTTPException(401, "Please give your name first.")
         return name
-
-    @app.exception_handler(UserError)
-    def store_trouble(_request: Request, error: Exception) -> JSONResponse:
-        print(f"mmrlhf rate: {error}", file=sys.stderr, flush=True)  # for who runs the app, not for raters
-        return JSONResponse({"detail": "The answer could not be saved."}, status_code=503)
-
-    @app.middleware("http")
-    async def close_gradio_files(request: Request, call_next: Any) -> Any:
-        if request.url.path.startswith(CLOSED):
-            return JSONResponse({"detail": "Not Found"}, status_code=404)
-        return await call_next(request)
 
     @app.get("/images/{key}")
     def image(key: str, _name: Annotated[str, Depends(known_rater)]) -> Response:
@@ -265,10 +259,30 @@ def build_app(
         return desk.state(name)
 
     @app.get("/api/back")
-    def back(name: Annotated[str, Depends(known_rater)], before: int | None = None) -> dict[str, Any]:
+    def back(name: Annotated[str, Depends(known_rater)], before: AnswerNumber | None = None) -> dict[str, Any]:
         return {"question": desk.earlier(name, before)}
 
     return mount_card(app)
+
+
+def add_refusals(app: FastAPI) -> None:
+    """What the app answers to a request that it does not carry out, in words for raters."""
+
+    @app.exception_handler(UserError)
+    def store_trouble(_request: Request, error: Exception) -> JSONResponse:
+        print(f"mmrlhf rate: {error}", file=sys.stderr, flush=True)  # for who runs the app, not for raters
+        return JSONResponse({"detail": "The answer could not be saved."}, status_code=503)
+
+    @app.exception_handler(RequestValidationError)
+    def not_understood(_request: Request, _error: Exception) -> JSONResponse:
+        # FastAPI's own answer repeats what came, which fails where that is no valid Unicode
+        return JSONResponse({"detail": "The server did not understand this."}, status_code=422)
+
+    @app.middleware("http")
+    async def close_gradio_files(request: Request, call_next: Any) -> Any:
+        if request.url.path.startswith(CLOSED):
+            return JSONResponse({"detail": "Not Found"}, status_code=404)
+        return await call_next(request)
 
 
 def mount_card(app: FastAPI) -> FastAPI:

@@ -84,10 +84,13 @@ function welcome() {
 
 function done() {
   question = null;
-  $(".mm-done .mm-title").textContent = state.answered ? "Thank you, that is all." : "Nothing to rate for you now.";
+  const thanks = state.more_to_come ? "Thank you, that is all for now." : "Thank you, that is all.";
+  const next = state.more_to_come
+    ? " More questions are being prepared: keep this page open, they appear here by themselves."
+    : state.finished ? " You can close this page." : " When there is more to rate, it appears here.";
+  $(".mm-done .mm-title").textContent = state.answered ? thanks : "Nothing to rate for you now.";
   $(".mm-done .mm-lead").textContent =
-    (state.answered ? `${state.answered} ${state.answered === 1 ? "answer is" : "answers are"} saved under “${state.name}”.` : "") +
-    (state.finished ? " You can close this page." : " When there is more to rate, it appears here.");
+    (state.answered ? `${state.answered} ${state.answered === 1 ? "answer is" : "answers are"} saved under “${state.name}”.` : "") + next;
   screen("done");
   poll = setTimeout(refresh, 5000);
 }
@@ -96,7 +99,7 @@ async function refresh() {
   try {
     const fresh = await call("api/state");
     if (card.dataset.screen === "done" && (fresh.tasks?.length || !fresh.name || fresh.total !== state.total)) return draw(fresh);
-    if (card.dataset.screen === "done" && fresh.finished !== state.finished) return draw(fresh);
+    if (card.dataset.screen === "done" && (fresh.finished !== state.finished || fresh.more_to_come !== state.more_to_come)) return draw(fresh);
   } catch (error) { /* the page says that all is saved; an ended server is no news */ }
   if (card.dataset.screen === "done") poll = setTimeout(refresh, 5000);
 }

@@ -1,5 +1,6 @@
 """The user's files as items and questions: a folder of pictures, ITEMS.jsonl or PAIRS.jsonl."""
 
+import io
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,18 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import content_hash, list_images
+from mmrlhf.images import SUFFIXES, content_hash, list_images
 from mmrlhf.store import Task
 
 Items = dict[str, tuple[str, str]]  # content hash -> (path, prompt)
+# the first bytes of the pictures that every browser shows: the only ones that the app serves
+MEDIA_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+}
 LISTS = ("pairs.jsonl", "items.jsonl")  # a folder that holds one of them is read through it
 
 
@@ -89,17 +98,30 @@ class Reader:
         if path not in self.hashes:
             if not path.is_file():
                 raise UserError(f"{where}: no picture {path}: give a path relative to {folder}")
-            try:
-                with Image.open(path) as picture:
-                    picture.verify()
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                raise UserError(
-                    f"{path} is not a readable picture ({error}): give PNG, JPEG or WebP, or remove it"
-                ) from error
-            self.hashes[path] = content_hash(path.read_bytes())
+            self.hashes[path] = content_hash(read_picture(path))
         key = self.hashes[path]
         self.items.setdefault(key, (str(path), prompt))
         return key
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture file; UserError where it is none, or one that the app would not serve."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            kind = picture.format
+            picture.verify()
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} is not a readable picture ({reason}): give PNG, JPEG or WebP, or remove it") from error
+    if media_type(data) is None:
+        raise UserError(f"{path} is {kind}, allowed are {', '.join(SUFFIXES)}: convert it to PNG, or remove it")
+    return data
+
+
+def media_type(data: bytes) -> str | None:
+    """What a browser is told a picture is, by its first bytes; None where the app does not serve it."""
+    return next((name for magic, name in MEDIA_TYPES.items() if data.startswith(magic)), None)
 
 
 def draw_pairs(groups: dict[str, list[str]], pairs_per_item: int, seed: int) -> list[Task]:

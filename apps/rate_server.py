@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from mmrlhf.errors import UserError
-from mmrlhf.store import Store
+from mmrlhf.store import Store, Task
 
 FAREWELL_SECONDS = 2.0  # the last rater's page still learns that it is done
+OFFER_SECONDS = 6.0  # every open page has asked for questions once more by then (rate_card.js asks every 5 s)
 
 
 class Handle:
@@ -61,18 +62,26 @@ def serve(
     overlap: int = 1,
     annotator_names: Sequence[str] = (),
     instructions: str = "",
+    more_to_come: bool = False,
 ) -> Handle:
     """Serve the store's queued tasks to raters; UserError where the address cannot be had.
 
     `block` waits until Ctrl-C, or until the store holds `wanted` judgements of the mode, and stops the server. Without it,
-    the running server comes back at once, to be closed by the caller.
+    the running server comes back at once, to be closed by the caller. `more_to_come` has the page ask raters to stay when
+    they are through.
     """
     from apps.rate_api import build_app  # imports gradio: seconds
 
     listener = bind(host, port)
     shown_host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     build = functools.partial(
-        build_app, store, mode=mode, overlap=overlap, annotator_names=annotator_names, instructions=instructions
+        build_app,
+        store,
+        mode=mode,
+        overlap=overlap,
+        annotator_names=annotator_names,
+        instructions=instructions,
+        more_to_come=more_to_come,
     )
     handle = Handle(build, listener, f"http://{shown_host}:{listener.getsockname()[1]}")
     print(f"rate at {handle.url} (Ctrl-C stops; every judgement is kept)", flush=True)
@@ -85,26 +94,27 @@ def serve(
     return handle
 
 
-def serve_until(
-    store: Store,
-    *,
-    wanted: int,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    mode: Literal["pair", "likert"] = "pair",
-    overlap: int = 1,
-    **options: Any,
-) -> int:
-    """Serve until the store holds `wanted` judgements, or every question has its `overlap` votes; returns how many there are.
+def serve_until(store: Store, tasks: Sequence[Task], *, overlap: int = 1, **options: Any) -> None:
+    """Serve until each of the pairs `tasks` has its `overlap` votes, or was skipped and nobody else takes it.
 
     The server is stopped then. `options` are others of `serve`. Ctrl-C raises KeyboardInterrupt; the judgements are kept.
     """
-    handle = serve(store, host=host, port=port, block=False, mode=mode, overlap=overlap, **options)
+    handle = serve(store, block=False, overlap=overlap, **options)
     try:
-        wait_for(store, wanted, mode, overlap)
+        wait_until_settled(store, tasks, overlap)
     finally:
         handle.close()
-    return judgements(store, mode)
+
+
+def wait_until_settled(store: Store, tasks: Sequence[Task], overlap: int) -> None:
+    """Return when none of the tasks waits for anybody, and none has come to wait again after the time to offer a skipped one."""
+    keys = {task.key for task in tasks}
+    settled = False
+    while not settled:
+        while keys & store.waiting(overlap):
+            time.sleep(0.5)
+        time.sleep(OFFER_SECONDS)
+        settled = not keys & store.waiting(overlap)
 
 
 def wait_for(store: Store, wanted: int | None, mode: str, overlap: int = 1) -> None:

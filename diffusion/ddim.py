@@ -12,6 +12,7 @@ from mmrlhf.errors import UserError
 
 SMALLEST_SIGMA = 1e-6
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SPACINGS = ("leading", "trailing", "linspace")
 
 
 class Coefficients(NamedTuple):
@@ -37,9 +38,17 @@ class DDIM:
             )
         # the default of DDIMScheduler clips x̂_0 to [-1, 1], which is wrong for latents: clip only where the model says so
         scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
-        limit = scheduler.config.num_train_timesteps
-        if not 1 <= num_steps <= limit:
-            raise UserError(f"num_steps got {num_steps}, allowed is 1 to {limit}, the model's training steps")
+        limit, spacing = scheduler.config.num_train_timesteps, scheduler.config.timestep_spacing
+        if spacing not in SPACINGS:
+            raise UserError(
+                f"the model's scheduler has timestep_spacing '{spacing}', allowed are {', '.join(SPACINGS)}"
+            )
+        # the timesteps of a scheduler with an offset start that much later, and must still be among the training steps
+        most = limit - (scheduler.config.steps_offset if spacing == "leading" else 0)
+        if not 1 <= num_steps <= most:
+            raise UserError(
+                f"num_steps got {num_steps}, allowed is 1 to {most} for this model of {limit} training steps"
+            )
         scheduler.set_timesteps(num_steps)
         self.timesteps: Int[Tensor, " t"] = scheduler.timesteps
         self.eta = eta

@@ -3,10 +3,11 @@
 Each denoising step is an action, and the final image's reward is the return of all of them.
 """
 
+import copy
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +28,11 @@ from diffusion.runs import (
     check_folder,
     claim_folder,
     read_checkpoint,
-    read_prompts,
     settings,
     write_metrics,
 )
 from mmrlhf.checkpoint import save_checkpoint
+from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.images import grid, save_image
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
@@ -39,6 +40,17 @@ from mmrlhf.types import Rollout
 
 GRID_IMAGES = 16
 MAY_DIFFER = ("out", "epochs", "resume", "save_every", "images_every", "kl_budget", "device")
+
+
+class State(NamedTuple):
+    """What training changes; all else (prompts and noise too) follows from the config and the epoch's number."""
+
+    policy: DiffusionPolicy
+    optimizer: torch.optim.Optimizer
+    statistics: PromptStatistics
+    metrics: list[dict[str, Any]]
+    stopped: str = ""
+    """Why the run ended early, "" where it did not."""
 
 
 def train(
@@ -58,21 +70,14 @@ def train(
     wanted = settings(config, prompts)
     check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
     reward = load_reward(config) if reward is None else reward
-    policy = load_policy(config)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
-    statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
-    metrics: list[dict[str, Any]] = []
-    if state := read_checkpoint(config.out):
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        statistics.load_state_dict(state["statistics"])
-        metrics = state["metrics"]
+    policy, optimizer, statistics, metrics, stopped = start_or_resume(config)
     claim_folder(config.out, wanted)
     write_metrics(config.out, metrics)
 
-    stopped = ""
     bar = tqdm(range(len(metrics), config.epochs), initial=len(metrics), total=config.epochs, desc="ddpo", unit="epoch")
     for epoch in bar:
+        if stopped:
+            break
         save_samples(policy, prompts, epoch, config)
         started = time.monotonic()
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state
@@ -83,10 +88,11 @@ def train(
         advantages = statistics.advantages(chosen, rewards).clamp(-config.advantage_clip, config.advantage_clip)
         measured = select(rollout, torch.arange(min(config.kl_samples, len(chosen))))
         kl = float(policy.kl_to_reference(measured))
-        before = {name: weight.clone() for name, weight in policy.state_dict().items()} if config.kl_budget else {}
+        before = copy.deepcopy((policy.state_dict(), optimizer.state_dict())) if config.kl_budget else ({}, {})
         figures = improve(policy, optimizer, rollout, advantages, config, generator, epoch)
         if config.kl_budget and (next_kl := float(policy.kl_to_reference(measured))) > config.kl_budget:
-            policy.load_state_dict(before)
+            policy.load_state_dict(before[0])
+            optimizer.load_state_dict(before[1])
             stopped = f"the next KL to the start would be {next_kl:.3g} nats, over the budget of {config.kl_budget:g}"
 
         line: dict[str, Any] = {"epoch": epoch, "samples": len(chosen), "seconds": time.monotonic() - started}
@@ -94,18 +100,36 @@ def train(
         line["problems"] = report_problems(metrics, line, config.clip_range)
         metrics.append(line)
         if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs or stopped:
-            save_run(policy, optimizer, statistics, metrics, config)
+            save_run(State(policy, optimizer, statistics, metrics, stopped), config)
         write_metrics(config.out, metrics)
         bar.set_postfix(reward=f"{line['reward_mean']:.4g}", kl=f"{kl:.3g}", clipped=f"{line['clip_fraction']:.2f}")
         if on_epoch is not None:
             on_epoch(line)
-        if stopped:
-            break
     bar.close()
     save_samples(policy, prompts, len(metrics), config, last=True)
     where = policy.save(config.out)
     print(f"{'stopped: ' + stopped + '; ' if stopped else ''}{len(metrics)} epochs; the weights to load are in {where}")
     return RunResult(config.out, metrics, stopped)
+
+
+def start_or_resume(config: DDPOConfig) -> State:
+    """The state of the last checkpoint, or the start where there is none.
+
+    A run that its KL budget stopped stays stopped, unless the budget is higher now or gone.
+    """
+    policy = load_policy(config)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
+    statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
+    saved = read_checkpoint(config.out)
+    if saved is None:
+        return State(policy, optimizer, statistics, [])
+    policy.load_state_dict(saved["policy"])
+    optimizer.load_state_dict(saved["optimizer"])
+    statistics.load_state_dict(saved["statistics"])
+    stopped = saved.get("stopped", "")
+    if stopped and (config.kl_budget is None or config.kl_budget > saved["kl_budget"]):
+        stopped = ""
+    return State(policy, optimizer, statistics, saved["metrics"], stopped)
 
 
 def improve(
@@ -214,23 +238,19 @@ def save_samples(
     save_image(grid(images, columns=8), config.out / "samples" / f"epoch-{epoch:04d}.png")
 
 
-def save_run(
-    policy: DiffusionPolicy,
-    optimizer: torch.optim.Optimizer,
-    statistics: PromptStatistics,
-    metrics: list[dict[str, Any]],
-    config: DDPOConfig,
-) -> None:
-    """All that is needed to go on after this epoch (prompts and noise follow from the seed and the epoch's number)."""
-    state = {
-        "policy": policy.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "statistics": statistics.state_dict(),
-        "metrics": metrics,
+def save_run(state: State, config: DDPOConfig) -> None:
+    """Write the checkpoint that `start_or_resume` reads, and the LoRA weights so far."""
+    saved = {
+        "policy": state.policy.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "statistics": state.statistics.state_dict(),
+        "metrics": state.metrics,
+        "stopped": state.stopped,
+        "kl_budget": config.kl_budget,
     }
-    save_checkpoint(state, config.out / CHECKPOINT)
+    save_checkpoint(saved, config.out / CHECKPOINT)
     if config.lora_rank:  # a whole model is only written at the end: the checkpoint already holds its weights
-        policy.save(config.out)
+        state.policy.save(config.out)
 
 
 def load_reward(config: DDPOConfig) -> Callable[..., Tensor]:

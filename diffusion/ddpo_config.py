@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mmrlhf.config import check_seed
 from mmrlhf.errors import UserError
 
 
@@ -39,7 +40,7 @@ class DDPOConfig:
     lora_rank: int = 4
     """Rank of the LoRA; 0 trains all weights of the UNet."""
     lora_alpha: float | None = None
-    """Scale of the LoRA is alpha / rank; None means 1."""
+    """Scale of the LoRA is alpha / rank, above 0; None means 1."""
     lora_targets: Literal["attention", "attention-ff", "all"] = "attention"
     """Layers of the UNet that get LoRA weights."""
     learning_rate: float = 3e-4
@@ -61,7 +62,8 @@ class DDPOConfig:
     kl_weight: float = 0.0
     """Penalty on the KL of a step to the start (nats, summed over latent dimensions); costs one more forward pass."""
     kl_budget: float | None = None
-    """Stop before the KL of the whole path to the start (nats) exceeds this; the update that would is taken back."""
+    """Stop before the KL of the whole path to the start (nats) exceeds this; the update that would is taken back.
+    Such a run goes on with --resume only under a higher budget, or none."""
     kl_samples: int = 16
     """Samples of each epoch on which that KL is measured."""
     max_grad_norm: float = 1.0
@@ -107,5 +109,8 @@ def validate(config: DDPOConfig) -> None:
             f"--prompt-min-count got {config.prompt_min_count}, allowed is up to --prompt-buffer-size "
             f"{config.prompt_buffer_size}"
         )
-    if config.kl_budget is not None and not config.kl_budget > 0:
+    if config.lora_alpha is not None and not 0 < config.lora_alpha < math.inf:
+        raise UserError(f"--lora-alpha got {config.lora_alpha}, allowed is above 0: leave it out for a scale of 1")
+    if config.kl_budget is not None and not 0 < config.kl_budget < math.inf:
         raise UserError(f"--kl-budget got {config.kl_budget}, allowed is above 0: leave it out for no limit")
+    check_seed(config.seed)

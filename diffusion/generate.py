@@ -1,6 +1,7 @@
 """`mmrlhf diffusion generate`: images for a file of prompts, each with noise of its own."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from tqdm import tqdm
 
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.runs import METRICS, check_folder, claim_folder, read_prompts, settings, write_text
+from diffusion.runs import METRICS, check_folder, claim_folder, settings
+from mmrlhf.config import check_seed
+from mmrlhf.data import read_prompts, write_text
 from mmrlhf.errors import UserError
 from mmrlhf.images import to_pil
 from mmrlhf.types import Images
@@ -48,11 +51,17 @@ class GenerateConfig:
     """The noise of an image follows from the seed, its prompt's place in the file, and its number."""
 
 
+def validate(config: GenerateConfig) -> None:
+    """UserError for a value outside its range."""
+    for name, low in (("images_per_prompt", 1), ("num_steps", 1), ("batch_size", 1), ("guidance_scale", 0), ("eta", 0)):
+        if not low <= getattr(config, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is {low} or more")
+    check_seed(config.seed)
+
+
 def generate(config: GenerateConfig) -> Path:
     """Write the images that are not there yet, then items.jsonl; returns its path."""
-    for name, low in (("images_per_prompt", 1), ("num_steps", 1), ("batch_size", 1), ("guidance_scale", 0), ("eta", 0)):
-        if not getattr(config, name) >= low:
-            raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is {low} or more")
+    validate(config)
     prompts = read_prompts(config.prompts)
     wanted = settings(config, prompts)
     check_folder(config.out, wanted, resume=True, may_differ=("out", "batch_size", "device"))
@@ -83,7 +92,7 @@ def generate(config: GenerateConfig) -> Path:
                 file.write(json.dumps({"images": len(keys), "seconds": time.monotonic() - started}) + "\n")
             bar.update(len(keys))
     lines = [json.dumps({"prompt": prompts[row], "image": name}) for (row, _), name in names.items()]
-    write_text(config.out / "items.jsonl", "\n".join(lines) + "\n")
+    write_text("\n".join(lines) + "\n", config.out / "items.jsonl")
     print(f"{len(names)} images ({len(missing)} new), listed in {config.out / 'items.jsonl'}")
     return config.out / "items.jsonl"
 

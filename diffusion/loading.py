@@ -44,7 +44,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing or of another class."""
+    """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing, broken or of another class."""
     where = resolve_model(model)
     try:
         found = StableDiffusionPipeline.load_config(where)
@@ -57,16 +57,37 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Stabl
             pipeline = StableDiffusionPipeline.from_pretrained(
                 where, safety_checker=None, requires_safety_checker=False
             )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        check_complete(pipeline)
+    except UserError:
+        raise
+    except Exception as error:  # what diffusers, transformers, their hub client and safetensors raise shares no class
         raise UserError(
-            f"cannot load the model {model} ({reason}): give a folder that StableDiffusionPipeline.save_pretrained wrote, "
-            "a hub id that can be reached, or tiny-sd"
+            f"cannot load the model {model} ({reason_of(error)}): give a folder that StableDiffusionPipeline.save_pretrained "
+            "wrote, a hub id that can be reached, or tiny-sd"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         torch.nn.Module.to(part.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of 16 bits
     return pipeline
+
+
+def reason_of(error: Exception) -> str:
+    """The class of an error, which alone says little less than some of their texts, and the start of its text."""
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
+
+
+def check_complete(pipeline: StableDiffusionPipeline) -> None:
+    """ValueError where files are missing whose lack `from_pretrained` passes over, to fail or draw nonsense later."""
+    tokenizer, positions = pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings
+    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.model_max_length > positions:
+        raise ValueError(
+            f"the files of its tokenizer/ are missing or incomplete: {len(tokenizer)} tokens, model_max_length "
+            f"{tokenizer.model_max_length:.6g} for a text encoder of {positions} positions"
+        )
+    for name in ("unet", "vae", "text_encoder"):
+        for weight_name, weight in getattr(pipeline, name).named_parameters():
+            if weight.is_meta:
+                raise ValueError(f"the weights of its {name}/ lack {weight_name}")
 
 
 @contextmanager
@@ -113,10 +134,9 @@ def load_lora(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         if any(name.startswith("text_encoder") for name in weights):
             raise ValueError("it changes the text encoder, only the UNet may change")
         pipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=pipeline.unet, metadata=metadata)
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+    except Exception as error:  # as in `load_pipeline`
         raise UserError(
-            f"the LoRA weights {file} do not fit the model ({reason}): give the model they were trained on"
+            f"the LoRA weights {file} do not fit the model ({reason_of(error)}): give the model they were trained on"
         ) from error
     pipeline.unet.requires_grad_(False).eval()
 

@@ -3,15 +3,26 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusion.loading import LORA_FILE
 from mmrlhf.checkpoint import load_checkpoint
+from mmrlhf.data import write_text
 from mmrlhf.errors import UserError
+from mmrlhf.models import TINY_NAMES
+from mmrlhf.rewards import REWARDS
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+READ_UP_TO = 100 * 10**6
+# option -> the files of the folder it names that a run depends on; not where the folder lies, nor what else is in it
+CONTENT = {
+    "model": ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.bin"),
+    "reward": ("reward.json", "*config.json", "tokenizer.json", "vocab.json", "merges.txt", "*.safetensors", "*.bin"),
+    "lora": (LORA_FILE,),
+}
+NAMES: dict[str, Collection[str]] = {"model": TINY_NAMES, "reward": REWARDS}  # looked up before any folder of that name
 
 
 class RunResult(NamedTuple):
@@ -22,27 +33,43 @@ class RunResult(NamedTuple):
     stopped: str = ""
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines are left out. UserError where there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot read the prompts {path} ({reason}): give a text file with a prompt a line") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"no prompt in {path}: write a prompt a line")
-    return prompts
-
-
 def settings(config: Any, prompts: Sequence[str]) -> dict[str, Any]:
-    """A config as plain data, with a digest of the prompts, to tell one run from another."""
+    """A config as plain data, to tell one run from another, with digests of the prompts and of the folders it names."""
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return plain | {"prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+    digests = {"prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+    for name, patterns in CONTENT.items():
+        value = plain.get(name)
+        if value and value not in NAMES.get(name, ()):
+            digests[name] = content_digest(Path(value), patterns)
+    return plain | {f"{name}_sha256": digest for name, digest in digests.items() if digest}
+
+
+def content_digest(path: Path, patterns: Sequence[str]) -> str:
+    """sha256 over the sorted names and the bytes of a folder's files that match, or of the one file; "" where there is none.
+
+    A file over 100 MB counts by its size and time of change: reading gigabytes would hold up every start. So the folder of
+    a large model can be moved, but a copy of it is the same only with its times kept (`cp -p`).
+    """
+    found = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
+    folder = path.parent if path.is_file() else path
+    files = {file.relative_to(folder).as_posix(): file for file in found}
+    lines = [f"{name} {digest_of(files[name])}\n" for name in sorted(files) if files[name].is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of a file's bytes, or of its size and time of change where it is large."""
+    status = file.stat()
+    if status.st_size > READ_UP_TO:
+        return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ: Collection[str] = ()) -> None:
-    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings."""
+    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings.
+
+    A path may differ where both runs have a digest of what is at it.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
     if not out.is_dir() or all(path.suffix == ".tmp" for path in out.iterdir()):  # .tmp: from a write that was cut off
@@ -59,7 +86,9 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
         raise UserError(
             f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder"
         ) from error
-    different = [key for key in {**found, **wanted} if key not in may_differ and found.get(key) != wanted.get(key)]
+    by_content = {key for key in wanted if f"{key}_sha256" in found and f"{key}_sha256" in wanted}
+    compared = [key for key in {**found, **wanted} if key not in may_differ and key not in by_content]
+    different = [key for key in compared if found.get(key) != wanted.get(key)]
     if different:
         key = different[0]
         raise UserError(
@@ -68,22 +97,14 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
         )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def claim_folder(out: Path, wanted: dict[str, Any]) -> None:
     """Mark `out` as the folder of the run with these settings."""
-    write_text(out / CONFIG, json.dumps(wanted, indent=2) + "\n")
+    write_text(json.dumps(wanted, indent=2) + "\n", out / CONFIG)
 
 
 def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
     """(Re)write `metrics.jsonl`, a line an entry."""
-    write_text(out / METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
+    write_text("".join(json.dumps(line) + "\n" for line in metrics), out / METRICS)
 
 
 def read_checkpoint(out: Path) -> dict[str, Any] | None:

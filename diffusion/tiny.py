@@ -3,6 +3,8 @@
 Every stage leaves its result in the work folder and goes on from it, so that a stopped command continues.
 """
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from diffusion.tiny_figures import measure
 from diffusion.tiny_unet import encode_latents, encode_prompts, save_pipeline, train_unet
 from diffusion.tiny_vae import polish_decoder, reconstruct, train_vae
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
+from mmrlhf.data import write_text
+from mmrlhf.errors import UserError
 from mmrlhf.tiny import clip as tiny_clip
 from mmrlhf.tiny import teacher as tiny_teacher
 from mmrlhf.tiny import text as tiny_text
@@ -55,7 +59,7 @@ class TinyConfig:
     """Random phrases that tiny-clip's text tower reads in its second half."""
     unet_steps: int = 3300
     """Steps of 128 latents for the denoiser."""
-    vision_steps: int = 3400
+    vision_steps: int = 4600
     """Steps of 128 pictures for the vision tower."""
     views: int = 6
     """Pictures of each drawing that the teacher looks at."""
@@ -71,8 +75,8 @@ class TinyConfig:
 
 def train(config: TinyConfig) -> dict[str, Any]:
     """Run every stage that is not finished, write the model folders with their cards, and return the figures."""
+    claim_folders(config)
     torch.set_num_threads(config.threads)
-    config.work.mkdir(parents=True, exist_ok=True)
     learn, held_out = split_concepts(catalogue())
     heads, features, images = teacher_stage(config, learn)
     tokenizer, text = text_stage(config, learn, held_out, heads)
@@ -90,6 +94,28 @@ def train(config: TinyConfig) -> dict[str, Any]:
     return figures
 
 
+def claim_folders(config: TinyConfig) -> None:
+    """Make both folders now, not after hours. UserError for a value out of range, or a work folder of other settings."""
+    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out", "work", "threads")}
+    for name, value in {**plain, "threads": config.threads}.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is above 0")
+    for folder in (config.out, config.work):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file: give a folder for --out and another for --work")
+        folder.mkdir(parents=True, exist_ok=True)
+    recorded = config.work / "config.json"
+    if not recorded.exists():
+        write_text(json.dumps(plain, indent=1) + "\n", recorded)
+    found = json.loads(recorded.read_text())
+    if different := [key for key, value in plain.items() if found.get(key) != value]:
+        key = different[0]
+        raise UserError(
+            f"--work {config.work} holds a run with other settings ({key} was {found.get(key)}, now {plain[key]}): repeat "
+            "them, or give another folder"
+        )
+
+
 def text_stage(
     config: TinyConfig, learn: list[Concept], held_out: list[Concept], heads: JointHeads
 ) -> tuple[CLIPTokenizer, CLIPTextModelWithProjection]:
@@ -103,12 +129,12 @@ def text_stage(
     tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
     hidden = {concept.name for concept in held_out}
     names, phrases, joint = (config.work / name for name in ("text", "text-phrases", "text-joint"))
-    if not (names / "model.safetensors").exists():
+    if not names.exists():
         train_text(tokenizer, known_texts(learn, hidden), names, steps=config.text_steps, learning_rate=2e-3)
-    if not (phrases / "model.safetensors").exists():
+    if not phrases.exists():
         texts = random_phrases(learn, hidden, config.phrases)
         train_text(tokenizer, texts, phrases, steps=config.text_steps, learning_rate=1e-3, start=names)
-    if not (joint / "model.safetensors").exists():
+    if not joint.exists():
         texts = random_phrases(learn, hidden, config.phrases) + rarer_texts(learn, hidden, config.phrases // 2)
         steps = config.joint_text_steps
         train_text(tokenizer, texts, joint, steps=steps, learning_rate=1.5e-3, start=phrases, heads=heads)
@@ -149,7 +175,9 @@ def train_text(tokenizer: CLIPTokenizer, texts: list[str], folder: Path, **setti
     rows = {text: i for i, text in enumerate(unique)}
     targets = tiny_teacher.text_features(unique)[torch.tensor([rows[text] for text in texts])]
     tower: Any = tiny_text.train_text_tower(tokenizer, texts, targets, **settings)
-    tower.save_pretrained(folder)
+    partial = folder.with_name(f"{folder.name}.partial")  # the folder's name says that it is finished
+    tower.save_pretrained(partial)
+    partial.rename(folder)
 
 
 def teacher_stage(config: TinyConfig, learn: list[Concept]) -> tuple[JointHeads, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
+from mmrlhf.precision import fast_autocast
 from mmrlhf.schedule import set_learning_rate
 from mmrlhf.tiny.emoji import composite, random_backgrounds, shift_scale
 
@@ -82,7 +83,7 @@ def denoising_loss(
     noise = torch.randn(clean.shape, generator=generator)
     alpha = alphas_cumprod[times][:, None, None, None]
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_autocast("cpu"):
         predicted = unet(noisy, times, hidden).sample
     snr = (alpha / (1 - alpha)).flatten()
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))

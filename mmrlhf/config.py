@@ -20,6 +20,7 @@ import yaml
 from mmrlhf.errors import UserError
 
 Config = TypeVar("Config")
+MAX_SEED = 2**32 - 1
 CONFIG_HELP = "--config FILE.yaml gives values for any of the options, one 'key: value' a line; the command line wins."
 
 
@@ -41,7 +42,14 @@ def parse(config_type: type[Config], arguments: Sequence[str], program: str) -> 
     missing = [f"--{flag_name(name)}" for name in required_fields(config_type) if name not in values]
     if missing:
         raise UserError(f"missing {', '.join(missing)}: '{program} --help' says what to give")
+    check_seed(values.get("seed") or 0)
     return config_type(**values)
+
+
+def check_seed(seed: int) -> None:
+    """UserError for a seed that some generator would refuse: numpy takes none below 0, torch none that is too long."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"--seed got {seed}, allowed is 0 to {MAX_SEED}")
 
 
 def read_options(arguments: Sequence[str], fields: Mapping[str, Any], program: str) -> dict[str, list[str]]:

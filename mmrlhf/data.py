@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,16 @@ def write_text(text: str, path: Path) -> None:
         raise UserError(f"{path} is a folder: give the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether nothing is there, or a folder that holds at most the leavings of a write that was cut off (*.tmp)."""
+    return not folder.exists() or (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir()))
 
 
 def relative(image: Path, file: Path) -> str:
@@ -120,28 +129,44 @@ def read_rows(
     path: Path, required: Sequence[str], optional: Sequence[str], convert: Callable[[dict[str, Any], Path, str], Any]
 ) -> Iterator[Any]:
     """Each line of a JSONL file, converted; blank lines are left out. UserError names the line and the fix."""
-    example = "{" + ", ".join(f'"{name}": …' for name in required) + "}"
+    for where, line in lines_of(path, required):
+        yield convert(parse_row(line, where, required, optional), path.parent, where)
+
+
+def lines_of(path: Path, required: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(where, line) for each line that is not blank. UserError where there is none, or no such file."""
+    example = example_row(required)
     found = False
     for number, line in enumerate(read_text(path, f"a file with {example} a line").split("\n"), start=1):
-        if not line.strip():
-            continue
-        found, where = True, f"{path} row {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}): write {example}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a {type(row).__name__}, not an object: write {example}")
-        missing = [name for name in required if name not in row]
-        unknown = [name for name in row if name not in required and name not in optional]
-        if missing:
-            raise UserError(f"{where} lacks {', '.join(missing)}: write {example}")
-        if unknown:
-            allowed = ", ".join([*required, *optional])
-            raise UserError(f"{where} has the unknown column {', '.join(unknown)}: allowed are {allowed}")
-        yield convert(row, path.parent, where)
+        if line.strip():
+            found = True
+            yield f"{path} row {number}", line
     if not found:
         raise UserError(f"{path} is empty: write {example} a line")
+
+
+def parse_row(line: str, where: str, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """A line of JSONL as an object of known columns."""
+    example = example_row(required)
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): write {example}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is a {type(row).__name__}, not an object: write {example}")
+    missing = [name for name in required if name not in row]
+    unknown = [name for name in row if name not in required and name not in optional]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}: write {example}")
+    if unknown:
+        allowed = ", ".join([*required, *optional])
+        raise UserError(f"{where} has the unknown column {', '.join(unknown)}: allowed are {allowed}")
+    return row
+
+
+def example_row(required: Sequence[str]) -> str:
+    """How a line should look, for messages."""
+    return "{" + ", ".join(f'"{name}": …' for name in required) + "}"
 
 
 def pair_of(row: dict[str, Any], folder: Path, where: str) -> Pair:
@@ -169,6 +194,8 @@ def item_of(row: dict[str, Any], folder: Path, where: str) -> Item:
 def prompt_of(row: dict[str, Any], where: str) -> str:
     if not isinstance(row["prompt"], str):
         raise UserError(f"{where}: prompt got {row['prompt']!r}, allowed is a text: put it in quotes")
+    if re.search("[\ud800-\udfff]", row["prompt"]):
+        raise UserError(f"{where}: prompt got {row['prompt']!r}, half of a surrogate pair: write whole characters")
     return row["prompt"]
 
 

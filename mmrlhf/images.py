@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mmrlhf.errors import UserError
@@ -21,7 +21,10 @@ def content_hash(data: bytes) -> str:
 
 
 def from_pil(picture: Image.Image) -> Float[Tensor, "3 h w"]:
-    """RGB in [0, 1]; transparency is laid over white."""
+    """RGB in [0, 1]; transparency is laid over white, and 16-bit greys keep their range."""
+    if picture.mode.startswith("I"):
+        levels = torch.from_numpy(np.asarray(picture).astype(np.float32) / 65535)
+        return levels.clamp(0, 1).expand(3, -1, -1).clone()
     if picture.mode in ("RGBA", "LA", "P", "RGBa"):
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -40,18 +43,23 @@ def load_image(path: Path, size: int | None = None) -> Float[Tensor, "3 h w"]:
     try:
         with Image.open(path) as file:
             file.load()
-            picture: Image.Image = file
+            picture: Image.Image = ImageOps.exif_transpose(file)  # as a browser shows it
             if size is not None and picture.size != (size, size):
                 scale = size / min(picture.size)
                 width, height = (max(size, round(side * scale)) for side in picture.size)
-                picture = picture.convert("RGBA").resize((width, height), Image.Resampling.BICUBIC)
+                picture = eight_bits(picture).resize((width, height), Image.Resampling.BICUBIC)
                 left, top = (width - size) // 2, (height - size) // 2
                 picture = picture.crop((left, top, left + size, top + size))
             return from_pil(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is not a readable image ({error}): give PNG, JPEG or WebP, or remove the file"
         ) from error
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """The same picture as RGBA with 8 bits a channel."""
+    return to_pil(from_pil(picture)).convert("RGBA") if picture.mode.startswith("I") else picture.convert("RGBA")
 
 
 def load_images(paths: Sequence[Path], size: int) -> Float[Tensor, "b 3 size size"]:

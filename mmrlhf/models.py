@@ -1,5 +1,7 @@
 """Where `--model` points: a tiny name, a local folder, or a hub id."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmrlhf.errors import UserError
@@ -22,3 +24,17 @@ def resolve_model(name: str) -> str:
             f"unknown model '{name}': allowed are {', '.join(TINY_NAMES)}, a local folder, or a hub id owner/name"
         )
     return name
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Inside, transformers draws no progress bars of its own."""
+    import transformers
+
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

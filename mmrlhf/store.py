@@ -137,6 +137,17 @@ class Store:
                 connection.execute(statement.on_conflict_do_update(index_elements=["task", "annotator"], set_=renewed))
         return [task_of(row) for row in rows]
 
+    def waiting(self, overlap: int = 1, *, single: bool = False) -> set[str]:
+        """The keys of the questions that lack votes and are not given up: nobody passed on them, or someone has them now.
+
+        A question that was passed on is offered to the other raters when their pages ask next; it waits again from then on.
+        """
+        passed = sa.exists().where(VOTES.c.task == TASKS.c.key, VOTES.c.kind == "skip", IS_CURRENT)
+        held = sa.exists().where(LEASES.c.task == TASKS.c.key, LEASES.c.expires > time.time())
+        query = sa.select(TASKS.c.key).where(is_single(single), votes_on_task() < overlap, ~passed | held)
+        with self._reading() as connection:
+            return set(connection.execute(query).scalars())
+
     def progress(self, annotator: str = "", overlap: int = 1, *, single: bool = False) -> Progress:
         """How far the queue is, and how far one annotator is in it."""
         tasks = sa.select(sa.func.count()).select_from(TASKS).where(is_single(single))

@@ -4,6 +4,7 @@ Shapes: an image batch is `Float[Tensor, "b 3 h w"]`, RGB in [0, 1]; `b` counts 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -74,3 +75,7 @@ class Policy(Protocol):
     def sample(self, prompts: Sequence[str], generator: torch.Generator) -> Rollout: ...
 
     def log_prob(self, rollout: Rollout) -> Float[Tensor, "b t"]: ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the one that training started from."""
+        ...

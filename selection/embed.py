@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash, load_image
-from mmrlhf.models import resolve_model
+from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.types import Images
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -44,7 +43,8 @@ class Embedder:
 
         folder = resolve_model(model)
         try:
-            self.model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            with quiet_loading():
+                self.model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -117,7 +117,7 @@ def embed_files(
                     if name not in known and name not in new:
                         new[name] = load_image(path, embedder.size)
                     found.append((path, name))
-                except (UserError, OSError, Image.DecompressionBombError) as error:
+                except (UserError, OSError) as error:
                     unreadable[str(path)] = str(error)
             if new:
                 rows = dict(zip(new, embedder(torch.stack(list(new.values()))).numpy(), strict=True))

@@ -97,6 +97,10 @@ def embed(config: SelectConfig, folder: Path) -> EmbeddedFiles:
     """The images' embeddings, kept beside `config.out` unless told otherwise."""
     cache = config.cache or config.out.with_name(config.out.stem + ".embeddings")
     paths = list_images(folder)
+    if config.budget > len(paths):
+        raise UserError(
+            f"--budget got {config.budget}, allowed is 1 to {len(paths)}: there are no more images in {folder}"
+        )
     return embed_files(paths, Embedder(config.model, batch_size=config.batch_size), cache=cache)
 
 

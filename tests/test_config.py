@@ -32,6 +32,12 @@ class RunConfig:
     shuffle: bool = True
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_a_seed_that_a_generator_would_refuse(seed: str) -> None:
+    with pytest.raises(UserError, match=f"--seed got {seed}, allowed is 0 to {2**32 - 1}"):
+        run("--seed", seed)
+
+
 REQUIRED = ["--model", "m", "--out", "o"]
 
 
@@ -52,9 +58,9 @@ def test_defaults() -> None:
 
 
 def test_every_kind_of_option() -> None:
-    words = "--epochs 5 --learning_rate=3e-4 --seed -1 --mode rank --tags x y --weights -1 2.5 --crop 3 4 --resume --no-shuffle"
+    words = "--epochs 5 --learning_rate=3e-4 --seed 7 --mode rank --tags x y --weights -1 2.5 --crop 3 4 --resume --no-shuffle"
     assert run(*words.split()) == RunConfig(
-        "m", Path("o"), 5, 3e-4, -1, "rank", ("x", "y"), [-1.0, 2.5], (3, 4), resume=True, shuffle=False
+        "m", Path("o"), 5, 3e-4, 7, "rank", ("x", "y"), [-1.0, 2.5], (3, 4), resume=True, shuffle=False
     )
 
 

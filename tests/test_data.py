@@ -40,6 +40,15 @@ def test_rows_in_order_with_paths_from_the_files_folder(folder: Path) -> None:
     assert not third.has_label and third.unit == "g"
 
 
+def test_half_a_character_is_refused_and_nothing_is_left(folder: Path) -> None:
+    (folder / "pairs.jsonl").write_text(json.dumps(GOOD | {"prompt": "a\ud800b"}))
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        read_pairs(folder / "pairs.jsonl")
+    with pytest.raises(UnicodeEncodeError):
+        write_text("a\ud800b", folder / "new.txt")
+    assert not list(folder.glob("new.txt*"))
+
+
 def test_written_pairs_read_back_equal(folder: Path) -> None:
     pairs = [
         Pair('ein Bär, "quoted"\nnew line\u2028', folder / "a.png", folder / "sub" / "b.png", 0.25),

@@ -19,7 +19,7 @@ def first_sentence(file: Path) -> str:
     """The start of a file's docstring, up to the end of its first sentence or line; AssertionError where there is none."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     assert text, f"{file} has no docstring: begin it with one line that says what it is for"
-    return re.split(r"(?<=[^.])\.(?:\s|$)|\n", text, maxsplit=1)[0]
+    return re.split(r"(?<!et al)(?<=[^.])\.(?:\s|$)|\n", text, maxsplit=1)[0].removesuffix(".")
 
 
 def tree() -> str:

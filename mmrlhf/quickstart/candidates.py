@@ -12,6 +12,8 @@ from mmrlhf.models import resolve_model
 from mmrlhf.quickstart.run import QuickstartConfig, Run
 from mmrlhf.types import Images
 
+HELD_OUT_SEED = 2  # the noise of the held-out prompts, before and after
+
 
 def read_prompts(model: str) -> list[str]:
     """The prompts that come with a model folder (`prompts.txt`, one a line)."""
@@ -32,26 +34,37 @@ def split_prompts(config: QuickstartConfig) -> tuple[list[str], list[str]]:
     return picked[: config.train_prompts], picked[config.train_prompts :]
 
 
-def sample_images(run: Run, prompts: Sequence[str], seed: int, lora: Path | None = None) -> Images:
-    """`images_per_prompt` pictures of each prompt; picture i depends on the seed and i alone, whatever the weights."""
-    from diffusion.generate import generate_images
+def load_policy(run: Run, lora: Path | None = None) -> Any:
+    """The run's model as a `DiffusionPolicy`, to sample with; `lora` is a folder of trained weights."""
     from diffusion.policy import DiffusionPolicy
 
     config = run.config
-    policy = DiffusionPolicy.load(
+    return DiffusionPolicy.load(
         config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale, lora=lora
     )
+
+
+def sample_images(run: Run, policy: Any, prompts: Sequence[str], seed: int) -> Images:
+    """`images_per_prompt` pictures of each prompt; picture i depends on the seed and i alone, whatever the weights."""
+    from diffusion.generate import generate_images
+
     return generate_images(
-        policy, prompts, seed=seed, images_per_prompt=config.images_per_prompt, batch_size=48, progress=True
+        policy,
+        prompts,
+        seed=run.config.seed * 1_000 + seed,
+        images_per_prompt=run.config.images_per_prompt,
+        batch_size=48,
+        progress=True,
     )
 
 
 def generate_candidates(run: Run) -> dict[str, Any]:
     """Pictures for the training and the held-out prompts, as PNG files."""
     train, held_out = split_prompts(run.config)
+    policy = load_policy(run)
     result: dict[str, Any] = {}
-    for name, prompts, seed in (("train", train, 1), ("held_out", held_out, 2)):
-        images = sample_images(run, prompts, run.config.seed * 1_000 + seed)
+    for name, prompts, seed in (("train", train, 1), ("held_out", held_out, HELD_OUT_SEED)):
+        images = sample_images(run, policy, prompts, seed)
         rows = []
         for i, image in enumerate(images):
             path = run.folder / "images" / name / f"{i:05d}.png"

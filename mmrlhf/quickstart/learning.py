@@ -48,7 +48,7 @@ def calibrated(run: Run, asked: Sequence[dict[str, Any]]) -> CLIPReward:
 
     Both come from a second reward, trained without a fifth of the prompts and looked at on that fifth.
     """
-    prompts = sorted({pair["prompt"] for pair in asked})
+    prompts = sorted({pair["prompt"] for pair in asked if pair["labels"]})
     order = np.random.default_rng(run.config.seed).permutation(len(prompts))
     kept_back = {prompts[i] for i in order[: max(1, len(prompts) // 5)]}
     fitting = [pair for pair in asked if pair["prompt"] not in kept_back]

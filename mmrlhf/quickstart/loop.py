@@ -4,15 +4,24 @@ Each stage reads what the stages before it left in the folder and writes its own
 with `--resume` and ends as if it had never been killed.
 """
 
-import resource
+import time
 from collections.abc import Callable
 from typing import Any
 
 from mmrlhf.quickstart.candidates import generate_candidates, split_prompts
 from mmrlhf.quickstart.learning import learn_reward
-from mmrlhf.quickstart.rating import rate_first_pairs, rate_held_out_pairs, rate_second_pairs
+from mmrlhf.quickstart.rating import check_port, rate_first_pairs, rate_held_out_pairs, rate_second_pairs
 from mmrlhf.quickstart.report import write_report
-from mmrlhf.quickstart.run import QuickstartConfig, Run, check_settings, open_run, write_json
+from mmrlhf.quickstart.run import (
+    QuickstartConfig,
+    Run,
+    check_models,
+    check_settings,
+    open_run,
+    peak_rss_mib,
+    read_json,
+    write_json,
+)
 from mmrlhf.quickstart.tuning import evaluate, fine_tune, gain, mean_of
 
 __all__ = ["QuickstartConfig", "quickstart"]
@@ -20,9 +29,13 @@ __all__ = ["QuickstartConfig", "quickstart"]
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run every stage, write `report.html` and `metrics.json`, and return the metrics."""
+    began = time.perf_counter()
     check_settings(config)
     split_prompts(config)
+    check_port(config)
+    check_models(config)
     run = open_run(config)
+    before = sum(read_json(path)["seconds"] for path in (run.folder / "stages").glob("*.json"))
     stages: list[tuple[str, Callable[[Run], dict[str, Any]]]] = [
         ("generate", generate_candidates),
         ("rate-first", rate_first_pairs),
@@ -34,14 +47,22 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     ]
     results = {name: run.stage(name, work) for name, work in stages}
     metrics = collect_metrics(run, results)
-    write_json(metrics, run.folder / "metrics.json")
+    metrics["seconds_total"] = before + time.perf_counter() - began
     report = write_report(run.folder, metrics, results)
-    print(
+    write_json(metrics, run.folder / "metrics.json")
+    print(headline(metrics))
+    print(f"report: {report}")
+    return metrics
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The run in a line: the hidden taste where the raters were simulated, else what was learnt from the person."""
+    if metrics["rater"] == "human":
+        return f"learned reward {metrics['reward_before']:+.2f} → {metrics['reward_after']:+.2f} on held-out prompts"
+    return (
         f"gold {metrics['gold_before']:+.2f} → {metrics['gold_after']:+.2f} "
         f"({metrics['gold_gain_sd']:+.2f} sd, 95% {metrics['gold_gain_ci95'][0]:+.2f} … {metrics['gold_gain_ci95'][1]:+.2f})"
     )
-    print(f"report: {report}")
-    return metrics
 
 
 def collect_metrics(run: Run, results: dict[str, Any]) -> dict[str, Any]:
@@ -57,13 +78,12 @@ def collect_metrics(run: Run, results: dict[str, Any]) -> dict[str, Any]:
         "ece_after": reward["ece_after"],
         "reward_before": mean_of(by_prompt, "reward_before"),
         "reward_after": mean_of(by_prompt, "reward_after"),
-        "kl": results["fine-tune"]["epochs"][-1]["kl"],
+        "kl": results["evaluate"]["kl"],
         "text_similarity_before": mean_of(by_prompt, "similarity_before"),
         "text_similarity_after": mean_of(by_prompt, "similarity_after"),
         "labels_used": reward["labels_used"],
         "rater": run.config.rater,
         "seed": run.config.seed,
         "seconds_by_stage": seconds,
-        "seconds_total": sum(seconds.values()),
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": max(peak_rss_mib(), *(result["peak_rss_mib"] for result in results.values())),
     }

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.data import Pair
+from mmrlhf.errors import UserError
 from mmrlhf.images import load_images
 from mmrlhf.models import resolve_model
-from mmrlhf.quickstart.run import Run
+from mmrlhf.quickstart.run import QuickstartConfig, Run
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.fit import fit_reward
 from mmrlhf.simulate import RATERS, simulate_preferences
@@ -20,6 +21,15 @@ from mmrlhf.types import Images, Preference
 
 IMAGE_SIZE = 64
 PHASES = {"first": 0, "second": 1, "held_out": 2, "random": 3}
+ASKED = ("first", "second", "held_out")  # the phases that people see, in order
+
+
+def check_port(config: QuickstartConfig) -> None:
+    """UserError where the address of the rating app cannot be had; without people as raters it is not needed."""
+    if config.rater == "human":
+        from apps.rate_server import bind
+
+        bind(config.host, config.port).close()
 
 
 def rate_first_pairs(run: Run) -> dict[str, Any]:
@@ -31,10 +41,14 @@ def rate_first_pairs(run: Run) -> dict[str, Any]:
 def rate_second_pairs(run: Run) -> dict[str, Any]:
     """The other pairs: those on which an ensemble trained on the first answers disagrees, spread out."""
     first = run.result("rate-first")["pairs"]
-    reward = fit(run, first)
-    scores = reward.members(pictures(run, "train"), [row["prompt"] for row in run.result("generate")["train"]])
+    scores = None
+    if any(pair["labels"] for pair in first):  # else all were skipped, and still nothing is known
+        prompts = [row["prompt"] for row in run.result("generate")["train"]]
+        scores = fit(run, first).members(pictures(run, "train"), prompts)
     chosen = choose(run, run.config.pairs - len(first), scores, taken=[tuple(pair["rows"]) for pair in first])
-    return ask(run, chosen, phase="second")
+    result = ask(run, chosen, phase="second")
+    check_answers([*first, *result["pairs"]], prompts=2)  # one to learn from, one to calibrate on
+    return result
 
 
 def rate_held_out_pairs(run: Run) -> dict[str, Any]:
@@ -43,7 +57,19 @@ def rate_held_out_pairs(run: Run) -> dict[str, Any]:
     candidates = within_prompt_pairs([row["prompt"] for row in rows])
     order = torch.randperm(len(candidates), generator=run.generator(5))[: run.config.held_out_pairs]
     pairs = [{"rows": list(candidates[i]), "why": "random", "gain": 0.0} for i in order.tolist()]
-    return ask(run, pairs, phase="held_out")
+    result = ask(run, pairs, phase="held_out")
+    check_answers(result["pairs"], prompts=1)
+    return result
+
+
+def check_answers(pairs: Sequence[dict[str, Any]], prompts: int) -> None:
+    """UserError unless the pairs of so many prompts have answers: too many were skipped to go on."""
+    answered = {pair["prompt"] for pair in pairs if pair["labels"]}
+    if len(answered) < prompts:
+        raise UserError(
+            f"prompts of which a pair has an answer: got {len(answered)}, allowed is {prompts} or more: begin anew in "
+            "another --out, and skip less"
+        )
 
 
 def within_prompt_pairs(prompts: Sequence[str]) -> list[tuple[int, int]]:
@@ -101,7 +127,7 @@ def ask(run: Run, pairs: list[dict[str, Any]], phase: str) -> dict[str, Any]:
         if run.config.rater == "simulated":
             store.add_many(simulated_answers(run, tasks, phase))
         else:
-            ask_people(run, store, tasks)
+            ask_people(run, store, tasks, phase)
         preferences = store.preferences()
     finally:
         store.close()
@@ -120,23 +146,18 @@ def simulated_answers(run: Run, tasks: Sequence[Task], phase: str) -> list[Prefe
     return simulate_preferences(tasks, scores, RATERS, run.generator(10 + PHASES[phase]))
 
 
-def ask_people(run: Run, store: Store, tasks: Sequence[Task]) -> None:
-    """Open the rating app until each of the tasks has an answer."""
+def ask_people(run: Run, store: Store, tasks: Sequence[Task], phase: str) -> None:
+    """Open the rating app until each of the tasks has an answer, or was skipped and nobody else takes it."""
     from apps.rate import serve_until
 
-    wanted = len(store.preferences()) + len(tasks) - answered(store, tasks)
-    print(f"rate {len(tasks)} pairs at http://{run.config.host}:{run.config.port}", flush=True)
-    serve_until(store, wanted=wanted, host=run.config.host, port=run.config.port)
-
-
-def answered(store: Store, tasks: Sequence[Task]) -> int:
-    """How many of the tasks have an answer already (a run that is taken up again)."""
-    done = {(preference.prompt, frozenset(preference.items)) for preference in store.preferences()}
-    return sum((task.prompt, frozenset((task.item_0, task.item_1))) in done for task in tasks)
+    number = ASKED.index(phase) + 1
+    print(f"phase {number} of {len(ASKED)}: {len(tasks)} pairs to rate", flush=True)
+    more_to_come = number < len(ASKED)
+    serve_until(store, tasks, host=run.config.host, port=run.config.port, more_to_come=more_to_come)
 
 
 def answers(pair: dict[str, Any], rows: list[dict[str, Any]], preferences: Sequence[Preference]) -> dict[str, Any]:
-    """The labels of one pair (weight of its first picture) and who gave them."""
+    """The labels of one pair (weight of its first picture) and who gave them; none where everybody skipped it."""
     first, second = (rows[row] for row in pair["rows"])
     labels, annotators = [], []
     for preference in preferences:
@@ -147,7 +168,7 @@ def answers(pair: dict[str, Any], rows: list[dict[str, Any]], preferences: Seque
 
 
 def labelled_pairs(run: Run, pairs: Sequence[dict[str, Any]], split: str = "train") -> list[Pair]:
-    """One `Pair` a rating, as the reward's trainer takes them."""
+    """One `Pair` a rating, as the reward's trainer takes them; none for a pair without labels."""
     rows = run.result("generate")[split]
     return [
         Pair(rows[i]["prompt"], run.folder / rows[i]["image"], run.folder / rows[j]["image"], label)

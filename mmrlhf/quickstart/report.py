@@ -110,6 +110,7 @@ def new_axes(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.2)) -
 def learning_curve(epochs: list[dict[str, Any]]) -> str:
     """Learned reward and KL to the start, epoch by epoch."""
     figure, axes = new_axes("epoch of fine-tuning", "learned reward (mean of samples)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     numbers = [row["epoch"] for row in epochs]
     axes.plot(numbers, [row["reward_mean"] for row in epochs], color=ACCENT, marker="o", ms=4)
     right = axes.twinx()

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from mmrlhf.config import check_seed
+from mmrlhf.data import is_unused
 from mmrlhf.errors import UserError
 
 
@@ -41,9 +45,9 @@ class QuickstartConfig:
     """Pairs of training images to ask about; each rater judges each."""
     held_out_pairs: int = 120
     """Pairs of held-out images, judged only to measure agreement."""
-    epochs: int = 14
+    epochs: int = 5
     """Epochs of fine-tuning."""
-    samples_per_epoch: int = 64
+    samples_per_epoch: int = 192
     """Images sampled, scored and learnt from in each epoch."""
     samples_per_prompt: int = 4
     """Of these, so many of one prompt, to be compared with each other."""
@@ -55,7 +59,7 @@ class QuickstartConfig:
     """Of the LoRA weights; far above the usual, for there are only a few dozen updates of a small model."""
     clip_range: float = 1e-3
     """Ratios count up to this far from 1 in an update."""
-    train_batch_size: int = 32
+    train_batch_size: int = 96
     """Samples in one update of the weights."""
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
@@ -81,6 +85,7 @@ class Run:
         started = time.perf_counter()
         result = work(self)
         result["seconds"] = time.perf_counter() - started
+        result["peak_rss_mib"] = peak_rss_mib()
         write_json(result, path)
         return result
 
@@ -95,6 +100,11 @@ class Run:
     @property
     def store_url(self) -> str:
         return f"sqlite:///{self.folder / 'ratings.sqlite'}"
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process ever held, in MiB (Linux counts in KiB, macOS in bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:
@@ -117,9 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_settings(config: QuickstartConfig) -> None:
-    """UserError for a value outside its range, or a CLIP model that cannot be had; nothing is written yet."""
-    from mmrlhf.rewards.backbone import CLIPBackbone
-
+    """UserError for a value outside its range, or a model that cannot be had; nothing is written yet."""
     least = {
         "train_prompts": 5, "held_out_prompts": 2, "images_per_prompt": 2, "pairs": 3, "held_out_pairs": 1, "epochs": 1,
         "samples_per_epoch": 2, "samples_per_prompt": 2, "train_batch_size": 1, "num_steps": 2, "lora_rank": 1,
@@ -132,7 +140,29 @@ def check_settings(config: QuickstartConfig) -> None:
     for name in ("learning_rate", "clip_range"):
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is above 0")
+    of_a_prompt = math.comb(config.images_per_prompt, 2)
+    # half of all pairs: the caps that spread the questions over the prompts leave at least so many
+    for name, most in (
+        ("pairs", max(3, config.train_prompts * of_a_prompt // 2)),
+        ("held_out_pairs", config.held_out_prompts * of_a_prompt),
+    ):
+        if getattr(config, name) > most:
+            raise UserError(
+                f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is up to {most} with so many prompts and "
+                "images: raise --images-per-prompt, or ask for less"
+            )
+    check_seed(config.seed)
+
+
+def check_models(config: QuickstartConfig) -> None:
+    """UserError where a model cannot be loaded, ModuleNotFoundError where a package is missing that the last stage needs."""
+    import matplotlib  # noqa: F401
+
+    from diffusion.policy import DiffusionPolicy
+    from mmrlhf.rewards.backbone import CLIPBackbone
+
     CLIPBackbone.load(config.backbone)
+    DiffusionPolicy.load(config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale)
 
 
 def open_run(config: QuickstartConfig) -> Run:
@@ -148,7 +178,7 @@ def open_run(config: QuickstartConfig) -> Run:
         if changed:
             named = ", ".join(f"{key} was {found.get(key)}, now {wanted[key]}" for key in changed)
             raise UserError(f"{folder} holds a run with other settings ({named}): repeat them, or choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not is_unused(folder):
         raise UserError(f"{folder} exists and is no quickstart run: choose an empty or new folder for --out")
     try:
         write_json(wanted, recorded)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.images import load_images, save_image
-from mmrlhf.quickstart.candidates import sample_images, split_prompts
+from mmrlhf.quickstart.candidates import HELD_OUT_SEED, load_policy, sample_images, split_prompts
 from mmrlhf.quickstart.rating import IMAGE_SIZE, pictures
 from mmrlhf.quickstart.run import Run
 from mmrlhf.rewards.clip import CLIPReward
@@ -47,11 +47,13 @@ def fine_tune(run: Run) -> dict[str, Any]:
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The held-out prompts again with the same noise: hidden taste, learned reward, and an independent similarity."""
+    """The held-out prompts again with the same noise: hidden taste, learned reward, an independent similarity, and KL."""
     rows = run.result("generate")["held_out"]
     _, held_out = split_prompts(run.config)
     before = pictures(run, "held_out")
-    after = sample_images(run, held_out, run.config.seed * 1_000 + 2, lora=run.folder / run.result("fine-tune")["lora"])
+    policy = load_policy(run, lora=run.folder / run.result("fine-tune")["lora"])
+    after = sample_images(run, policy, held_out, HELD_OUT_SEED)
+    kl = float(policy.kl_to_reference(policy.sample(held_out, run.generator(7))))
     paths = [f"images/after/{i:05d}.png" for i in range(len(after))]
     for path, image in zip(paths, after, strict=True):
         save_image(image, run.folder / path)
@@ -70,7 +72,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         entry |= {"prompt": prompt, "before_images": [row["image"] for row in rows[part]], "after_images": paths[part]}
         by_prompt.append(entry)
     settings = {key: str(value) for key, value in dataclasses.asdict(run.config).items()}
-    return {"by_prompt": by_prompt, "config": settings}
+    return {"by_prompt": by_prompt, "kl": kl, "config": settings}
 
 
 def gain(by_prompt: list[dict[str, Any]], seed: int) -> dict[str, Any]:

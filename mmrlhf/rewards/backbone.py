@@ -1,19 +1,17 @@
 """The two towers of a CLIP model as functions of tensors: images and prompts in, features out, gradients to the images."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from mmrlhf.errors import UserError
-from mmrlhf.models import resolve_model
+from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.types import Images
 
 CHUNK = 64  # images encoded at a time
@@ -172,15 +170,3 @@ def pick_device(name: str) -> str:
         raise UserError(
             f"--device got '{name}' ({reason}), allowed are auto, cpu, cuda … where there is one"
         ) from error
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Inside, transformers draws no progress bars of its own."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()

@@ -101,7 +101,7 @@ def fit_head(
     count = len(training)
     width = embedded.images.shape[1] + embedded.prompts.shape[1]
     head = HeadEnsemble(width, members=members, hidden=hidden, generator=generator)
-    head.standardise_by(pair_inputs(embedded, torch.arange(count), 0)[0])
+    head.standardise_by(torch.cat([pair_inputs(embedded, torch.arange(count), side)[0] for side in (0, 1)]))
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     labels = torch.tensor([pair.label_0 for pair in [*training, *held_out]])
     weights = prompt_weights([pair.prompt for pair in training]) * resample_counts(members, count, generator)
@@ -118,6 +118,8 @@ def fit_head(
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             total += float(loss.detach()) * len(rows)
+        if not math.isfinite(total):
+            raise UserError(f"the loss is no longer a number in epoch {epoch}: lower --learning-rate")
         line: dict[str, Any] = {"epoch": epoch, "loss": total / count}
         if held_out:
             with torch.no_grad():

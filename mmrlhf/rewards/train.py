@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mmrlhf.checkpoint import load_checkpoint
-from mmrlhf.data import Pair, read_pairs, write_jsonl, write_text
+from mmrlhf.data import Pair, is_unused, read_pairs, write_jsonl, write_text
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.backbone import CLIPBackbone, pick_device
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
@@ -97,7 +97,11 @@ def train(config: TrainConfig) -> TrainResult:
         write_jsonl(metrics, config.out / METRICS)
 
     work = train_heads if config.train == "head" else train_everything
-    reward = work(config, pairs, backbone, state, report)
+    try:
+        reward = work(config, pairs, backbone, state, report)
+    except UserError:
+        release(config.out)
+        raise
     reward.save(config.out)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
     print(f"{summary(metrics, len(pairs))}; the reward is in {config.out}")
@@ -185,7 +189,7 @@ def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
     """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if is_unused(out):
         return
     if not resume:
         raise UserError(
@@ -204,6 +208,15 @@ def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
             f"--out {out} holds a run with other settings ({', '.join(different)}; {key} was {found.get(key)!r}, now "
             f"{wanted[key]!r}): give the settings of that run, or an empty folder"
         )
+
+
+def release(out: Path) -> None:
+    """Give up the folder of a run that failed before its first checkpoint, so that the mended command may have it."""
+    if not (out / CHECKPOINT).exists():
+        for name in (CONFIG, METRICS):
+            (out / name).unlink(missing_ok=True)
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def read_state(out: Path) -> dict[str, Any] | None:

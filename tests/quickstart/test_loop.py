@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 import diffusion.ddpo
+from apps import rate_server
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.quickstart import candidates, tuning
 from mmrlhf.quickstart.loop import quickstart
-from mmrlhf.quickstart.run import QuickstartConfig
+from mmrlhf.quickstart.rating import check_answers, check_port
+from mmrlhf.quickstart.run import QuickstartConfig, open_run
 from mmrlhf.quickstart.tuning import gain
 from mmrlhf.simulate import RATERS
 from mmrlhf.store import Store
@@ -102,8 +105,11 @@ def test_the_report_is_one_page_that_says_simulated(finished: tuple[Path, dict[s
     assert page.count("data:image/png;base64") >= 5 * 2 and page.count("data:image/svg+xml") == 3
 
 
-def test_a_person_rates_in_the_app(tmp_path: Path) -> None:
-    """One person, who calls every fourth pair a tie, through the store of the app that the loop opens."""
+def test_a_person_rates_in_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One person, who skips all of the first phase and calls a pair a tie, through the store of the app that the loop opens."""
+    monkeypatch.setattr(rate_server, "OFFER_SECONDS", 1.0)
     config = small(tmp_path / "run", rater="human", pairs=6, held_out_pairs=4, epochs=1, port=0)
     done = threading.Event()
 
@@ -115,8 +121,11 @@ def test_a_person_rates_in_the_app(tmp_path: Path) -> None:
         while not done.wait(0.1):
             for task in store.next_tasks("me", count=3):
                 items = (task.item_0, task.item_1)
-                store.add(Preference(task.prompt, items, (0.5, 1.0, 0.0, 1.0)[number % 4], "me", "human", items,
-                                     vote_id=f"{number:032x}"))  # fmt: skip
+                if number < 2:
+                    store.skip(task, "me")
+                else:
+                    store.add(Preference(task.prompt, items, (0.5, 1.0, 0.0, 1.0)[number % 4], "me", "human", items,
+                                         vote_id=f"{number:032x}"))  # fmt: skip
                 number += 1
         store.close()
 
@@ -127,9 +136,31 @@ def test_a_person_rates_in_the_app(tmp_path: Path) -> None:
     finally:
         done.set()
         person.join()
-    assert metrics["rater"] == "human" and metrics["labels_used"] == 6 and metrics["rater_agreement"] is None
+    assert metrics["rater"] == "human" and metrics["labels_used"] == 4 and metrics["rater_agreement"] is None
     page = (config.out / "report.html").read_text()
     assert "there was one rater" in page and "The raters are simulated" not in page
+    phases = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase")]
+    assert phases == [f"phase {i + 1} of 3: {count} pairs to rate" for i, count in enumerate((2, 4, 4))]
+
+
+def test_too_few_answers_are_one_line() -> None:
+    pairs: list[dict[str, Any]] = [
+        {"prompt": "a", "labels": [1.0]},
+        {"prompt": "b", "labels": []},
+        {"prompt": "a", "labels": [0.0, 0.5]},
+    ]
+    check_answers(pairs, prompts=1)
+    with pytest.raises(UserError, match="got 1, allowed is 2 or more: begin anew in another --out, and skip less"):
+        check_answers(pairs, prompts=2)
+
+
+def test_a_taken_port_is_found_before_anything_is_done(tmp_path: Path) -> None:
+    with rate_server.bind("127.0.0.1", 0) as listener:
+        config = small(tmp_path / "run", rater="human", port=listener.getsockname()[1])
+        with pytest.raises(UserError, match="cannot serve at .* give another --port"):
+            check_port(config)
+        check_port(dataclasses.replace(config, rater="simulated"))
+    check_port(config)
 
 
 def interrupted(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,6 +197,42 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(
         assert not (config.out / "metrics.json").exists()
     metrics = quickstart(dataclasses.replace(config, resume=True))
     assert timeless(metrics) == timeless(finished[1])
+
+
+def test_killed_for_good_it_goes_on(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """SIGKILL, so that no `finally` tidies up: each time as soon as the next stage has begun."""
+    config = small(tmp_path / "run")
+    for mark in ("images/train", "stages/rate-first.json", "ddpo/checkpoint.pt"):
+        resumed = dataclasses.replace(config, resume=config.out.exists())
+        program = f"from mmrlhf.quickstart.loop import *; from pathlib import *; quickstart({resumed!r})"
+        program = program.replace("PosixPath", "Path")
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not (config.out / mark).exists() and process.poll() is None:
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
+        assert not (config.out / "metrics.json").exists()
+    metrics = quickstart(dataclasses.replace(config, resume=True))
+    assert timeless(metrics) == timeless(finished[1])
+
+
+def test_a_first_write_that_was_cut_off_does_not_block_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.tmp").write_text("{")
+    assert open_run(small(tmp_path / "run", resume=True)).folder == tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_the_defaults_reach_what_the_quickstart_promises(tmp_path: Path) -> None:
+    metrics = quickstart(QuickstartConfig(out=tmp_path / "run"))
+    assert metrics["gold_gain_sd"] >= 0.5 and metrics["gold_gain_ci95"][0] > 0
+    assert metrics["reward_agreement"] >= min(0.75, metrics["rater_agreement"] - 0.03)
+    assert metrics["text_similarity_after"] >= 0.95 * metrics["text_similarity_before"]
+    assert metrics["peak_rss_mib"] <= 4096
 
 
 def test_another_seed_is_another_run(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -218,6 +285,10 @@ def test_folders_that_are_no_run_of_these_settings(finished: tuple[Path, dict[st
         ({"epochs": 0}, "--epochs got 0, allowed is"),
         ({"train_prompts": 2}, "--train-prompts got 2, allowed is"),
         ({"learning_rate": 0.0}, "--learning-rate got 0.0, allowed is"),
+        ({"pairs": 500}, "--pairs got 500, allowed is up to 12"),
+        ({"held_out_pairs": 16}, "--held-out-pairs got 16, allowed is up to 15"),
+        ({"num_steps": 5000}, "5000"),
+        ({"seed": -1}, "--seed got -1, allowed is 0 to"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:

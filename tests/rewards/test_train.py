@@ -235,6 +235,33 @@ def test_an_unreadable_image_is_named(clip_folder: Path, pairs_file: Path, tmp_p
     for kind in ("head", "full"):
         with pytest.raises(UserError, match=f"{broken.name} is not a readable image"):
             train(config(data, clip_folder, tmp_path / kind, train=kind))
+        assert not (tmp_path / kind).exists()  # so that the mended command may have it
+
+
+def test_a_loss_that_is_no_number_is_no_reward(clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the loss is no longer a number in epoch .*: lower --learning-rate"):
+        train(config(pairs_file, clip_folder, tmp_path / "run", validation=0.0, learning_rate=1e30))
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_are_standardised_over_both_sides(clip_folder: Path, pairs_file: Path) -> None:
+    """The winner first in every pair: their mean must not stand for the mean of all."""
+    pairs = [
+        p if p.label_0 >= 0.5 else Pair(p.prompt, p.image_1, p.image_0, 1 - p.label_0) for p in read_pairs(pairs_file)
+    ]
+    head = fit_reward(pairs, clip_folder, seed=0, epochs=1, validation=0.0, progress=False).head
+    embedded = embed_items(CLIPBackbone.load(clip_folder), pairs, progress=False)
+    seen = embedded.images[embedded.image_rows.flatten()]
+    assert head is not None
+    torch.testing.assert_close(head.mean[: seen.shape[1]], seen.mean(dim=0), atol=1e-4, rtol=1e-4)
+
+
+def test_a_first_write_that_was_cut_off_does_not_block_the_folder(
+    clip_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.json.123.tmp").write_text("{")
+    assert train(config(pairs_file, clip_folder, tmp_path / "run", epochs=1, resume=True)).metrics
 
 
 def test_a_broken_checkpoint(clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_figures_are_those_of_the_cards() -> None:
     assert f"R@5 {figures['clip_recall_at_5']:.2f}" in (TINY_FOLDER / "tiny-clip" / "README.md").read_text()
 
 
+def test_the_figures_are_good_enough() -> None:
+    """What the tiny models must reach: `mmrlhf tiny train` measures it on the shipped files and writes it down."""
+    figures = json.loads((TINY_FOLDER / "figures.json").read_text())
+    assert figures["samples_recall_at_5"] >= 0.60
+    assert min(figures["psnr_white"], figures["psnr_tinted"]) >= 24
+    assert figures["clip_recall_at_5"] >= 0.35
+
+
 def test_the_judge_finds_the_prompts_of_the_samples(drawn: tuple[Tensor, list[str]]) -> None:
     """Of 40 prompts, the picture's own among the first five for half of them at least; chance is an eighth."""
     images, prompts = drawn
