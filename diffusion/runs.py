@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from diffusion.loading import LORA_FILE
 from mmrlhf.checkpoint import load_checkpoint
-from mmrlhf.data import write_text
+from mmrlhf.data import is_unused, write_text
 from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_NAMES
 from mmrlhf.rewards import REWARDS
@@ -72,7 +72,7 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    if not out.is_dir() or all(path.suffix == ".tmp" for path in out.iterdir()):  # .tmp: from a write that was cut off
+    if is_unused(out):
         return
     if not resume:
         raise UserError(

@@ -13,10 +13,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
 from mmrlhf.precision import fast_autocast
-from mmrlhf.schedule import set_learning_rate
+from mmrlhf.schedule import ema_decay, set_learning_rate
 from mmrlhf.tiny.emoji import composite, random_backgrounds, shift_scale
 
-EMA_DECAY = 0.998
 SNR_CAP = 5.0
 
 
@@ -130,9 +129,8 @@ def train_unet(
         set_learning_rate(optimizer, learning_rate, step, steps)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
         for mean, value in zip(average.parameters(), unet.parameters(), strict=True):
-            mean.lerp_(value.detach(), 1 - decay)
+            mean.lerp_(value.detach(), 1 - ema_decay(step))
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % 100 == 0 or step + 1 == steps:
             state = {"model": unet.state_dict(), "average": average.state_dict()}

@@ -1,6 +1,5 @@
 """`mmrlhf data export`: the answers in a store, or a file of pairs, in the format that another tool reads."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,15 +31,7 @@ def export(config: ExportConfig) -> list[Pair]:
     if (config.store is None) == (config.data is None):
         raise UserError("got " + ("both" if config.data else "neither") + " of --store and --data: give one of them")
     pairs = read_pairs(config.data) if config.data is not None else answers(str(config.store), config.source)
-    if config.out.is_dir():
-        raise UserError(f"{config.out} is a folder: give the name of a file to write")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = config.out.with_name(f"{config.out.name}.{os.getpid()}.tmp")
-    try:
-        writer(config.format)(pairs, temporary)
-        os.replace(temporary, config.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    writer(config.format)(pairs, config.out)
     print(f"{len(pairs)} answers: {config.out}")
     return pairs
 

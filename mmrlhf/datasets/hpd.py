@@ -37,4 +37,4 @@ def ranking(where: str, row: dict[str, Any], folder: Path) -> list[Row]:
     files = names(row, "image_path")
     ranks = numbers(row, "rank", len(files))
     found = [existing(folder, name) for name in files]
-    return ranked_pairs(where, text(row, "prompt"), found, ranks, f"{folder.name}/{files[0]}", ties=False)
+    return ranked_pairs(where, text(row, "prompt"), found, ranks, f"{folder.name}/{files[0]}")

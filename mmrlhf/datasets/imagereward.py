@@ -16,6 +16,6 @@ def read(source: Path, images: Path | None) -> Rows:
             files = names(row, "generations")
             ranks = numbers(row, "ranking", len(files))
             found = [existing(images or source.parent, name) for name in files]
-            yield from ranked_pairs(where, text(row, "prompt"), found, ranks, text(row, "id"), ties=False)
+            yield from ranked_pairs(where, text(row, "prompt"), found, ranks, text(row, "id"))
         except BadRow as error:
             yield Fault(where, str(error))

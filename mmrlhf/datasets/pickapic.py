@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmrlhf.data import Pair
+from mmrlhf.data import Pair, replacing
 from mmrlhf.datasets.rows import BadRow, Fault, Row, Rows, is_number, text
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, content_hash
@@ -97,7 +97,7 @@ def image_of(row: dict[str, Any], side: int, images: Path | None) -> Path | byte
 def write(pairs: Sequence[Pair], file: Path) -> None:
     """Write comparisons in Pick-a-Pic's columns, the images as bytes and their uids their content hashes."""
     counts = Counter(pair.prompt for pair in pairs)
-    with pq.ParquetWriter(file, SCHEMA) as writer:
+    with replacing(file) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         for start in range(0, len(pairs), ROWS_AT_ONCE):
             rows = [columns_of(pair, counts[pair.prompt]) for pair in pairs[start : start + ROWS_AT_ONCE]]
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))

@@ -75,14 +75,11 @@ def existing(folder: Path, name: str) -> Path:
     return path
 
 
-def ranked_pairs(
-    where: str, prompt: str, images: Sequence[Path], ranks: Sequence[float], group: str, ties: bool
-) -> list[Row]:
-    """Every pair of a ranking, 1 the best rank; equal ranks are a tie where the data set's users count `ties`, else left out."""
+def ranked_pairs(where: str, prompt: str, images: Sequence[Path], ranks: Sequence[float], group: str) -> list[Row]:
+    """Every strict pair of a ranking, 1 the best rank; images of equal rank are left out, as the data sets' authors do."""
     rows = []
     for i, first in enumerate(images):
         for j in range(i + 1, len(images)):
-            if ranks[i] != ranks[j] or ties:
-                label = 0.5 + 0.5 * ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j]))
-                rows.append(Row(where, prompt, first, images[j], label, group))
+            if ranks[i] != ranks[j]:
+                rows.append(Row(where, prompt, first, images[j], float(ranks[i] < ranks[j]), group))
     return rows

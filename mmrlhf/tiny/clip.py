@@ -12,12 +12,11 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 
 from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
 from mmrlhf.precision import fast_autocast
-from mmrlhf.schedule import set_learning_rate
+from mmrlhf.schedule import ema_decay, set_learning_rate
 from mmrlhf.tiny.emoji import SIZE, composite, random_backgrounds, shift_scale
 from mmrlhf.tiny.teacher import IMAGE_DIM, JOINT_DIM, JointHeads
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
-EMA_DECAY = 0.998
 
 
 def vision_config() -> CLIPVisionConfig:
@@ -169,8 +168,8 @@ def train_vision_tower(
 
 
 def moving_average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-    """The exponential moving average of weights, which forgets its first few steps faster."""
-    return mean.lerp(value, 1 - min(EMA_DECAY, (int(count) + 1) / (int(count) + 10)))
+    """One step of the exponential moving average of the weights, as `AveragedModel` calls it."""
+    return mean.lerp(value, 1 - ema_decay(int(count)))
 
 
 def distillation_loss(
