@@ -3,20 +3,17 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from mmrlhf.errors import UserError
-from mmrlhf.models import resolve_model
+from mmrlhf.models import quiet_loading, resolve_model
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -53,7 +50,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Stabl
             raise UserError(
                 f"model {model} is a {found}, allowed is a StableDiffusionPipeline: give Stable Diffusion 1 or 2, or tiny-sd"
             )
-        with quiet_loading():
+        with quiet_loading(diffusers.utils.logging):
             pipeline = StableDiffusionPipeline.from_pretrained(
                 where, safety_checker=None, requires_safety_checker=False
             )
@@ -88,21 +85,6 @@ def check_complete(pipeline: StableDiffusionPipeline) -> None:
         for weight_name, weight in getattr(pipeline, name).named_parameters():
             if weight.is_meta:
                 raise ValueError(f"the weights of its {name}/ lack {weight_name}")
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Inside, diffusers and transformers draw no progress bars for each of a pipeline's files."""
-    parts = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [part.is_progress_bar_enabled() for part in parts]
-    for part in parts:
-        part.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for part, was_shown in zip(parts, shown, strict=True):
-            if was_shown:
-                part.enable_progress_bar()
 
 
 def add_lora(unet: Any, rank: int, alpha: float | None, targets: str, seed: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmrlhf.errors import UserError
 
@@ -27,14 +28,17 @@ def resolve_model(name: str) -> str:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Inside, transformers draws no progress bars of its own."""
+def quiet_loading(*others: Any) -> Iterator[None]:
+    """Inside, transformers draws no progress bars of its own, nor do `others`: logging modules of its kind, as diffusers has."""
     import transformers
 
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    parts = (transformers.utils.logging, *others)
+    shown = [part.is_progress_bar_enabled() for part in parts]
+    for part in parts:
+        part.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
+        for part, was_shown in zip(parts, shown, strict=True):
+            if was_shown:
+                part.enable_progress_bar()
