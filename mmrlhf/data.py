@@ -15,9 +15,11 @@ import numpy as np
 from mmrlhf.errors import UserError
 
 PAIR_COLUMNS = ("prompt", "image_0", "image_1", "label_0", "label_1")
-# may be there; `group` and `has_label` mean something here (see `Pair`), the others of Pick-a-Pic are passed over
+# what any judgement may carry (see `Pair`)
+JUDGEMENT_COLUMNS = ("group", "has_label", "annotator", "criterion")
+# may be there; those of Pick-a-Pic are passed over
 OPTIONAL_PAIR_COLUMNS = (
-    "group", "has_label", "are_different", "best_image_uid", "created_at", "image_0_uid", "image_1_uid", "image_0_url",
+    *JUDGEMENT_COLUMNS, "margin", "are_different", "best_image_uid", "created_at", "image_0_uid", "image_1_uid", "image_0_url",
     "image_1_url", "model_0", "model_1", "ranking_id", "user_id", "num_example_per_prompt",
 )  # fmt: skip
 ITEM_COLUMNS = ("prompt", "image")
@@ -30,6 +32,8 @@ class Pair:
 
     Pairs of one `group` stay together when data are split and are resampled together; "" means the prompt.
     `has_label` is false where nobody judged the pair: such rows may train, and are left out of every evaluation.
+    `criterion` is what was asked ("" = which is better overall); each has a head of its own in a reward. `margin` is by how
+    much the preferred should win, in units of the score (Touvron et al. 2023).
     """
 
     prompt: str
@@ -38,6 +42,9 @@ class Pair:
     label_0: float
     group: str = ""
     has_label: bool = True
+    annotator: str = ""
+    criterion: str = ""
+    margin: float = 0.0
 
     @property
     def unit(self) -> str:
@@ -73,14 +80,23 @@ def read_prompts(path: Path) -> list[str]:
 
 def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
     """Write a PAIRS.jsonl that `read_pairs` reads back equal (up to how paths are spelled); whole or not at all."""
-    lines = []
-    for pair in pairs:
-        row: dict[str, Any] = {"prompt": pair.prompt}
-        row |= {name: relative(image, path) for name, image in (("image_0", pair.image_0), ("image_1", pair.image_1))}
-        row |= {"label_0": pair.label_0, "label_1": 1 - pair.label_0}
-        row |= ({"group": pair.group} if pair.group else {}) | ({} if pair.has_label else {"has_label": False})
-        lines.append(row)
-    write_jsonl(lines, path)
+    write_jsonl([pair_row(pair, path) for pair in pairs], path)
+
+
+def pair_row(pair: Pair, file: Path) -> dict[str, Any]:
+    """A comparison as a line of `file`."""
+    row: dict[str, Any] = {"prompt": pair.prompt}
+    row |= {name: relative(image, file) for name, image in (("image_0", pair.image_0), ("image_1", pair.image_1))}
+    row |= {"label_0": pair.label_0, "label_1": 1 - pair.label_0}
+    return row | carried(pair) | ({"margin": pair.margin} if pair.margin else {})
+
+
+def carried(judgement: Any) -> dict[str, Any]:
+    """The columns of `JUDGEMENT_COLUMNS` that say something, of any kind of judgement."""
+    texts = {name: getattr(judgement, name) for name in ("group", "annotator", "criterion")}
+    return {name: value for name, value in texts.items() if value} | (
+        {} if judgement.has_label else {"has_label": False}
+    )
 
 
 def write_jsonl(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -158,6 +174,13 @@ def lines_of(path: Path, required: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def parse_row(line: str, where: str, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
     """A line of JSONL as an object of known columns."""
+    row = parse_object(line, where, required)
+    check_columns(row, where, required, optional)
+    return row
+
+
+def parse_object(line: str, where: str, required: Sequence[str]) -> dict[str, Any]:
+    """A line of JSONL as an object; `required` is how it should look, for the message."""
     example = example_row(required)
     try:
         row = json.loads(line)
@@ -165,14 +188,18 @@ def parse_row(line: str, where: str, required: Sequence[str], optional: Sequence
         raise UserError(f"{where} is not JSON ({error}): write {example}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is a {type(row).__name__}, not an object: write {example}")
+    return row
+
+
+def check_columns(row: dict[str, Any], where: str, required: Sequence[str], optional: Sequence[str]) -> None:
+    """UserError for a column that is missing or unknown."""
     missing = [name for name in required if name not in row]
     unknown = [name for name in row if name not in required and name not in optional]
     if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}: write {example}")
+        raise UserError(f"{where} lacks {', '.join(missing)}: write {example_row(required)}")
     if unknown:
         allowed = ", ".join([*required, *optional])
         raise UserError(f"{where} has the unknown column {', '.join(unknown)}: allowed are {allowed}")
-    return row
 
 
 def example_row(required: Sequence[str]) -> str:
@@ -191,10 +218,25 @@ def pair_of(row: dict[str, Any], folder: Path, where: str) -> Pair:
     first, second = image_of(row, "image_0", folder, where), image_of(row, "image_1", folder, where)
     if first == second:
         raise UserError(f"{where} compares {row['image_0']} with itself: name two images, or remove the row")
-    group, has_label = row.get("group", ""), row.get("has_label", True)
-    if not isinstance(group, str) or not isinstance(has_label, bool):
-        raise UserError(f"{where}: group got {group!r}, has_label {has_label!r}; allowed are a text, and true or false")
-    return Pair(prompt_of(row, where), first, second, labels[0], group, has_label)
+    margin = margin_of(row, where)
+    return Pair(prompt_of(row, where), first, second, labels[0], margin=margin, **carried_of(row, where))
+
+
+def margin_of(row: dict[str, Any], where: str) -> float:
+    margin = row.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < math.inf:
+        raise UserError(f"{where}: margin got {margin!r}, allowed is a number, 0 or more")
+    return float(margin)
+
+
+def carried_of(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The checked columns of `JUDGEMENT_COLUMNS` that are there."""
+    found = {name: row[name] for name in JUDGEMENT_COLUMNS if name in row}
+    for name, value in found.items():
+        wanted, words = (bool, "true or false") if name == "has_label" else (str, "a text")
+        if not isinstance(value, wanted):
+            raise UserError(f"{where}: {name} got {value!r}, allowed is {words}")
+    return found
 
 
 def item_of(row: dict[str, Any], folder: Path, where: str) -> Item:

@@ -86,7 +86,7 @@ def test_absolute_paths_and_a_byte_order_mark(folder: Path) -> None:
         (GOOD | {"image_1": "c.png"}, r"row 2: no file .*c\.png \(image_1\): paths are relative to the file"),
         (GOOD | {"image_1": "sub"}, r"row 2: no file .*sub \(image_1\)"),
         (GOOD | {"image_1": None}, r"row 2: image_1 got None, allowed is the path"),
-        (GOOD | {"has_label": "no"}, r"row 2: group got '', has_label 'no'"),
+        (GOOD | {"has_label": "no"}, r"row 2: has_label got 'no'"),
     ],
 )
 def test_a_bad_row_is_named(folder: Path, row: Any, message: str) -> None:
