@@ -80,20 +80,38 @@ def fleiss_kappa(counts: Shaped[np.ndarray, "units categories"]) -> float:
     return beyond_chance(observed.mean(), shares @ shares)
 
 
+def pairwise_agreement(ratings: Float[np.ndarray, "raters units"]) -> float:
+    """Share of pairs of raters who gave a unit the same rating, the mean over units with two or more (NaN entries are missing).
+
+    The observed agreement of Fleiss 1971. NaN where no unit has two ratings.
+    """
+    shares = []
+    for column in ratings.T:
+        unit = column[~np.isnan(column)]
+        if len(unit) >= 2:
+            _, counts = np.unique(unit, return_counts=True)
+            shares.append((counts * (counts - 1)).sum() / (len(unit) * (len(unit) - 1)))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def krippendorff_alpha(
-    ratings: Float[np.ndarray, "raters units"], level: Literal["nominal", "interval"] = "nominal"
+    ratings: Float[np.ndarray, "raters units"], level: Literal["nominal", "ordinal", "interval"] = "nominal"
 ) -> float:
     """Krippendorff 2011: 1 - observed / expected disagreement; NaN entries are missing, units with one rating are left out.
 
     NaN where every rating is the same, or no unit has two: there is then nothing to disagree about.
     """
-    if level not in ("nominal", "interval"):
-        raise UserError(f"krippendorff_alpha got level '{level}', allowed are nominal, interval")
+    if level not in ("nominal", "ordinal", "interval"):
+        raise UserError(f"krippendorff_alpha got level '{level}', allowed are nominal, ordinal, interval")
     units = [column[~np.isnan(column)] for column in ratings.T]
     units = [unit for unit in units if len(unit) >= 2]
     if not units:
         return float("nan")
     pooled = np.concatenate(units)
+    if level == "ordinal":  # its distance counts the ratings between two, which is how far their mean ranks are apart
+        _, codes, counts = np.unique(pooled, return_inverse=True, return_counts=True)
+        pooled = (np.cumsum(counts) - (counts - 1) / 2)[codes]
+        units = np.split(pooled, np.cumsum([len(unit) for unit in units])[:-1])
     if pooled.min() == pooled.max():
         return float("nan")
     expected = disagreement(pooled, level) / (len(pooled) - 1)

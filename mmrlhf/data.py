@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,17 @@ OPTIONAL_PAIR_COLUMNS = (
 )  # fmt: skip
 ITEM_COLUMNS = ("prompt", "image")
 OPTIONAL_ITEM_COLUMNS = ("score",)
+
+
+@runtime_checkable
+class HasUnit(Protocol):
+    """A judgement of any kind."""
+
+    @property
+    def unit(self) -> str: ...
+
+
+Judged = TypeVar("Judged", bound=HasUnit)
 
 
 @dataclass(frozen=True)
@@ -137,8 +148,10 @@ def relative(image: Path, file: Path) -> str:
     return Path(os.path.relpath(image.resolve(), file.resolve().parent)).as_posix()
 
 
-def split_by_prompt(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_by_prompt(pairs: Sequence[Judged], fraction: float, seed: int) -> tuple[list[Judged], list[Judged]]:
     """(the rest, about `fraction` of the prompts or groups): none is on both sides, and neither side is empty.
+
+    `pairs` may be judgements of any kind that have a `unit`.
 
     UserError where `fraction` is not between 0 and 1, or there are fewer than two prompts.
     """

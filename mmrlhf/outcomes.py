@@ -98,12 +98,16 @@ def read_outcomes(path: Path) -> list[Outcome]:
     """
     found: list[Outcome] = []
     for where, line in lines_of(path, PAIR_COLUMNS):
-        row = parse_object(line, where, PAIR_COLUMNS)
-        kind = next((name for name in KINDS if name in row), "image_0")
-        required, optional, convert = KINDS[kind]
-        check_columns(row, where, required, optional)
-        found.append(convert(row, path.parent, where))
+        found.append(outcome_of(parse_object(line, where, PAIR_COLUMNS), path.parent, where))
     return found
+
+
+def outcome_of(row: dict[str, Any], folder: Path, where: str) -> Outcome:
+    """A row as the judgement that its columns say it is. UserError where it is none."""
+    kind = next((name for name in KINDS if name in row), "image_0")
+    required, optional, convert = KINDS[kind]
+    check_columns(row, where, required, optional)
+    return convert(row, folder, where)
 
 
 def write_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats import inter_rater
 
-from mmrlhf.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, pair_agreement, rater_agreement
+from mmrlhf.agreement import (
+    cohen_kappa,
+    fleiss_kappa,
+    krippendorff_alpha,
+    pair_agreement,
+    pairwise_agreement,
+    rater_agreement,
+)
 from mmrlhf.errors import UserError
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.types import Preference
@@ -20,6 +27,15 @@ DOCUMENTED = np.array(
         [NAN, NAN, NAN, NAN, NAN, 3, 4, 1, 2, 1, 1, 3, 3, NAN, 3],
         [1, NAN, 2, 1, 3, 3, 4, 3, NAN, NAN, NAN, NAN, NAN, NAN, NAN],
         [NAN, NAN, 2, 1, 3, 4, 4, NAN, 2, 1, 1, 3, 3, NAN, 4],
+    ]
+)
+# four observers and twelve units: the example of the same text for every level of measurement
+FOUR = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
+        [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
     ]
 )
 
@@ -67,6 +83,15 @@ def test_rater_agreement_without_shared_pairs_is_nan() -> None:
 def test_krippendorff_s_documented_values() -> None:
     assert krippendorff_alpha(DOCUMENTED) == pytest.approx(0.691, abs=5e-4)
     assert krippendorff_alpha(DOCUMENTED, "interval") == pytest.approx(0.811, abs=5e-4)
+    assert krippendorff_alpha(FOUR) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(FOUR, "ordinal") == pytest.approx(0.815, abs=5e-4)
+    assert krippendorff_alpha(FOUR, "interval") == pytest.approx(0.849, abs=5e-4)
+
+
+def test_pairwise_agreement_counts_pairs_of_raters() -> None:
+    ratings = np.array([[1.0, 2.0, NAN, 5.0], [1.0, 3.0, 4.0, NAN], [2.0, 3.0, 4.0, NAN]])
+    assert pairwise_agreement(ratings) == pytest.approx((1 / 3 + 1 / 3 + 1) / 3)
+    assert np.isnan(pairwise_agreement(np.array([[1.0, NAN], [NAN, 2.0]])))
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +101,13 @@ def test_krippendorff_by_brute_force(rows: list[list[float]]) -> None:
     units = [[v for v in column if v == v] for column in ratings.T]
     units = [unit for unit in units if len(unit) > 1]
     pooled = [v for unit in units for v in unit]
-    for level, distance in (("nominal", lambda a, b: float(a != b)), ("interval", lambda a, b: (a - b) ** 2)):
+
+    def ordinal(a: float, b: float) -> float:
+        low, high = sorted((a, b))
+        return (sum(low <= v <= high for v in pooled) - (pooled.count(a) + pooled.count(b)) / 2) ** 2
+
+    distances = {"nominal": lambda a, b: float(a != b), "ordinal": ordinal, "interval": lambda a, b: (a - b) ** 2}
+    for level, distance in distances.items():
         expected = sum(distance(a, b) for a in pooled for b in pooled)
         observed = sum(distance(a, b) / (len(unit) - 1) for unit in units for a in unit for b in unit)
         alpha = krippendorff_alpha(ratings, level)  # type: ignore[arg-type]
@@ -87,7 +118,7 @@ def test_krippendorff_by_brute_force(rows: list[list[float]]) -> None:
 
 
 @pytest.mark.parametrize("value", [0.1, 3.0])
-@pytest.mark.parametrize("level", ["nominal", "interval"])
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 def test_constant_data_is_undefined_not_a_crash(value: float, level) -> None:
     assert np.isnan(krippendorff_alpha(np.full((3, 7), value), level))
     assert np.isnan(krippendorff_alpha(np.full((3, 7), NAN), level))
@@ -114,7 +145,7 @@ def test_fleiss_refuses_uneven_ratings() -> None:
 
 
 def test_an_unknown_level_lists_the_known() -> None:
-    with pytest.raises(UserError, match="level 'ratio', allowed are nominal, interval"):
+    with pytest.raises(UserError, match="level 'ratio', allowed are nominal, ordinal, interval"):
         inspect.unwrap(krippendorff_alpha)(DOCUMENTED, "ratio")
 
 

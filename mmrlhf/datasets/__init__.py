@@ -3,21 +3,36 @@
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mmrlhf.data import Pair
 from mmrlhf.datasets.rows import Rows
 
 # format -> the module whose `read(source, images)` streams rows and faults; imported when it is asked for
 READERS = {
     "pairs": "mmrlhf.datasets.pairs",
+    "outcomes": "mmrlhf.datasets.outcomes",
+    "answers": "mmrlhf.datasets.answers",
     "pickapic": "mmrlhf.datasets.pickapic",
     "hpd": "mmrlhf.datasets.hpd",
     "imagereward": "mmrlhf.datasets.imagereward",
+    "folder": "mmrlhf.datasets.folder",
+    "hh": "mmrlhf.datasets.hh",
+    "saferlhf": "mmrlhf.datasets.saferlhf",
+    "rlhfv": "mmrlhf.datasets.rlhfv",
+    "trl": "mmrlhf.datasets.trl",
 }
-Format = Literal["pairs", "pickapic", "hpd", "imagereward"]
-# format -> the module whose `write(pairs, file)` writes them
-WRITERS = {"pairs": "mmrlhf.datasets.pairs", "pickapic": "mmrlhf.datasets.pickapic"}
+Format = Literal[
+    "pairs", "outcomes", "answers", "pickapic", "hpd", "imagereward", "folder", "hh", "saferlhf", "rlhfv", "trl"
+]
+# format -> the module whose `suited(judgement)` says what it has a place for, and whose `write(judgements, file)` writes it
+WRITERS = {
+    "pairs": "mmrlhf.datasets.pairs",
+    "outcomes": "mmrlhf.datasets.outcomes",
+    "answers": "mmrlhf.datasets.answers",
+    "pickapic": "mmrlhf.datasets.pickapic",
+    "trl": "mmrlhf.datasets.trl_writer",
+}
+WrittenFormat = Literal["pairs", "outcomes", "answers", "pickapic", "trl"]
 
 
 def reader(name: str) -> Callable[[Path, Path | None], Rows]:
@@ -25,6 +40,7 @@ def reader(name: str) -> Callable[[Path, Path | None], Rows]:
     return importlib.import_module(READERS[name]).read
 
 
-def writer(name: str) -> Callable[[Sequence[Pair], Path], None]:
-    """(pairs, file) -> the file in this format."""
-    return importlib.import_module(WRITERS[name]).write
+def writer(name: str) -> tuple[Callable[[Any], Sequence[Any]], Callable[[Sequence[Any], Path], None]]:
+    """(judgement -> those that the format holds in its place, BadRow where none; (judgements, file) -> the file)."""
+    module = importlib.import_module(WRITERS[name])
+    return module.suited, module.write

@@ -1,43 +1,90 @@
-"""`mmrlhf data export`: the answers in a store, or a file of pairs, in the format that another tool reads."""
+"""`mmrlhf data export`: the answers in a store, or a file of judgements, in the format that another tool reads."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mmrlhf.data import Pair, read_pairs
-from mmrlhf.datasets import writer
+from mmrlhf.data import Pair
+from mmrlhf.datasets import WrittenFormat, writer
+from mmrlhf.datasets.judgements import Judgement, read_judgements
+from mmrlhf.datasets.rows import BadRow
 from mmrlhf.errors import UserError
-from mmrlhf.store import Store
+from mmrlhf.outcomes import Rating
+from mmrlhf.store import Item, Store
+from mmrlhf.types import Preference
+
+LEVELS = 5  # of the rating app's scale
+FLAT = ("pickapic", "trl")  # formats without a column for the criterion
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write pair judgements as a file of pairs, one row a judgement."""
+    """Write judgements as a file, one row a judgement."""
 
     out: Path
-    """The file to write; paths in a PAIRS.jsonl are relative to it."""
+    """The file to write; paths in a JSONL file are relative to it."""
     store: str | None = None
     """sqlite:///FILE or a path: what `mmrlhf rate` collected."""
     data: Path | None = None
-    """Instead of a store: a PAIRS.jsonl."""
-    format: Literal["pairs", "pickapic"] = "pairs"
-    """pairs: PAIRS.jsonl, which `mmrlhf reward train` takes; pickapic: a parquet file in Pick-a-Pic's columns."""
+    """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl or an ANSWERS.jsonl."""
+    format: WrittenFormat = "pairs"
+    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (ratings too), pickapic (a parquet file). Of answers:
+    answers, trl (a parquet file for TRL's trainers)."""
     source: str = "all"
     """Of a store: all, or only the answers of one kind of rater: human, simulated or ai."""
+    criterion: str | None = None
+    """Only what was answered by this criterion; "" is which is better overall."""
+    on_fault: Literal["refuse", "skip"] = "refuse"
+    """A judgement that the format has no place for ends the export, or is left out and counted."""
 
 
-def export(config: ExportConfig) -> list[Pair]:
-    """Every answer that stands (superseded and withdrawn ones are left out), in the order given."""
+def export(config: ExportConfig) -> list[Any]:
+    """Every answer that stands (superseded and withdrawn ones are left out), in the order given and each pair as it was shown."""
     if (config.store is None) == (config.data is None):
         raise UserError("got " + ("both" if config.data else "neither") + " of --store and --data: give one of them")
-    pairs = read_pairs(config.data) if config.data is not None else answers(str(config.store), config.source)
-    writer(config.format)(pairs, config.out)
-    print(f"{len(pairs)} answers: {config.out}")
-    return pairs
+    if config.data is not None:
+        given: list[tuple[str, Judgement]] = numbered(config.data)
+    else:
+        given = answers(str(config.store), config.source, ratings=config.format == "outcomes")
+    if config.criterion is not None:
+        given = [(where, judgement) for where, judgement in given if judgement.criterion == config.criterion]
+    suited, write = writer(config.format)
+    rows: list[Any] = []
+    left_out = 0
+    for where, judgement in given:
+        try:
+            rows += suited(judgement)
+        except BadRow as error:
+            if config.on_fault == "refuse":
+                raise UserError(
+                    f"{where} {error}: give another --format than {config.format}, or leave such rows out with --on-fault skip"
+                ) from error
+            left_out += 1
+    check(rows, config, left_out)
+    write(rows, config.out)
+    print(f"{len(rows)} answers ({left_out} left out): {config.out}")
+    return rows
 
 
-def answers(url: str, source: str) -> list[Pair]:
-    """The pair judgements of a store by one kind of rater, or by all."""
+def numbered(file: Path) -> list[tuple[str, Judgement]]:
+    """The judgements of a file, each with what to call it."""
+    return [(f"judgement {number} of {file}", row) for number, row in enumerate(read_judgements(file), start=1)]
+
+
+def check(rows: list[Any], config: ExportConfig, left_out: int) -> None:
+    """UserError where there is nothing to write, or criteria would be mixed up."""
+    if not rows:
+        raise UserError(f"nothing to write as {config.format} ({left_out} judgements do not suit it): give other data")
+    criteria = sorted({row.criterion for row in rows})
+    if config.format in FLAT and len(criteria) > 1:
+        raise UserError(
+            f"the judgements are by the criteria {criteria}, which {config.format} cannot tell apart: choose one with --criterion"
+        )
+
+
+def answers(url: str, source: str, *, ratings: bool = False) -> list[tuple[str, Judgement]]:
+    """What is in a store by one kind of rater, or by all, each with what to call it: pairs, then `ratings` of single images."""
     allowed = ("all", "human", "simulated", "ai")
     if source not in allowed:
         raise UserError(f"--source got '{source}', allowed is {', '.join(allowed)}")
@@ -46,21 +93,42 @@ def answers(url: str, source: str) -> list[Pair]:
         raise UserError(f"no store at {file}: give the one that `mmrlhf rate --store` wrote")
     store = Store(url)
     try:
-        items, preferences = store.items(), store.preferences()
+        items, preferences, scores = store.items(), store.preferences(), store.judgements() if ratings else []
     finally:
         store.close()
-    wanted = [p for p in preferences if source in ("all", p.source)]
-    if not wanted:
-        raise UserError(f"no answers to pairs (source: {source}) in {file}: collect some with `mmrlhf rate`")
-    pairs = []
-    for preference in wanted:
-        if missing := [key for key in preference.items if key not in items]:
+    found: list[Judgement] = [pair_of(p, items, file) for p in preferences if source in ("all", p.source)]
+    for s in scores:
+        if source in ("all", s.source):
+            (path,) = paths([s.item], items, file)
+            found.append(Rating(s.prompt, path, level_of(s.score, file), LEVELS, annotator=s.annotator))
+    if not found:
+        what = "answers" if ratings else "answers to pairs"
+        raise UserError(f"no {what} (source: {source}) in {file}: collect some with `mmrlhf rate`")
+    return [(f"answer {number} of {file}", judgement) for number, judgement in enumerate(found, start=1)]
+
+
+def pair_of(preference: Preference, items: dict[str, Item], file: Path) -> Pair:
+    """A preference with its images in the order of the screen, the left one first, so that a bias for a side can be seen."""
+    left, right = paths(preference.shown, items, file)
+    label = preference.label if preference.shown == preference.items else 1 - preference.label
+    return Pair(preference.prompt, left, right, label, annotator=preference.annotator)
+
+
+def paths(keys: Any, items: dict[str, Item], file: Path) -> Iterator[Path]:
+    """The files of some items. UserError for one that is unknown or gone."""
+    for key in keys:
+        if key not in items:
             raise UserError(
-                f"the store {file} has an answer about {missing[0]}, a picture that it does not know: add its item"
+                f"the store {file} has an answer about {key}, a picture that it does not know: add its item"
             )
-        first, second = (Path(items[key].path) for key in preference.items)
-        for path in (first, second):
-            if not path.is_file():
-                raise UserError(f"the picture {path} is gone: put it back, or rate it again from where it is now")
-        pairs.append(Pair(preference.prompt, first, second, preference.label))
-    return pairs
+        path = Path(items[key].path)
+        if not path.is_file():
+            raise UserError(f"the picture {path} is gone: put it back, or rate it again from where it is now")
+        yield path
+
+
+def level_of(score: float, file: Path) -> int:
+    """A score as a place on the rating app's scale."""
+    if score not in range(1, LEVELS + 1):
+        raise UserError(f"the store {file} has the score {score:g}, allowed is 1 to {LEVELS}: withdraw that answer")
+    return int(score)

@@ -1,20 +1,32 @@
 """PAIRS.jsonl, this project's own file of comparisons, row by row with its faults; `mmrlhf.data` holds its rules."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmrlhf.data import OPTIONAL_PAIR_COLUMNS, PAIR_COLUMNS, lines_of, pair_of, parse_row
+from mmrlhf.data import OPTIONAL_PAIR_COLUMNS, PAIR_COLUMNS, Pair, check_columns, pair_of
 from mmrlhf.data import write_pairs as write
-from mmrlhf.datasets.rows import Fault, Row, Rows
-from mmrlhf.errors import UserError
+from mmrlhf.datasets.json_lines import objects
+from mmrlhf.datasets.judgements import KINDS, Judgement
+from mmrlhf.datasets.rows import BadRow, Row, Rows, rows_of
+from mmrlhf.outcomes import Ranking, strict_pairs
 
-__all__ = ["read", "write"]
+__all__ = ["read", "suited", "write"]
 
 
 def read(source: Path, images: Path | None) -> Rows:
     """The pairs of a PAIRS.jsonl; its paths are relative to `images`, by default the file's folder."""
-    for where, line in lines_of(source, PAIR_COLUMNS):
-        try:
-            pair = pair_of(parse_row(line, where, PAIR_COLUMNS, OPTIONAL_PAIR_COLUMNS), images or source.parent, where)
-            yield Row(where, pair.prompt, pair.image_0, pair.image_1, pair.label_0, pair.group, pair.has_label)
-        except UserError as error:
-            yield Fault(where, str(error).removeprefix(where).lstrip(": "))
+
+    def row(where: str, record: dict) -> list[Row]:
+        check_columns(record, where, PAIR_COLUMNS, OPTIONAL_PAIR_COLUMNS)
+        return [Row(where, pair_of(record, images or source.parent, where))]
+
+    return rows_of(objects(source), row)
+
+
+def suited(judgement: Judgement) -> Sequence[Pair]:
+    """A pair as it is, a ranking as its strict pairs."""
+    if isinstance(judgement, Pair):
+        return [judgement]
+    if isinstance(judgement, Ranking):
+        return strict_pairs(judgement)
+    raise BadRow(f"is of {KINDS[type(judgement)]}, which are no pair of images")

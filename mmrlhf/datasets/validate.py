@@ -1,12 +1,13 @@
 """`mmrlhf data validate`: every fault of a preference data set with its row, before anything is trained on it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mmrlhf.datasets import Format
-from mmrlhf.datasets.importing import checked
+from mmrlhf.datasets.checked import checked
 from mmrlhf.datasets.rows import Fault
 from mmrlhf.errors import UserError
 
@@ -18,24 +19,30 @@ class ValidateConfig:
     source: Path
     """The data set, as `mmrlhf data import` takes it."""
     format: Format = "pairs"
-    """pairs, pickapic, hpd or imagereward."""
+    """pairs, outcomes, answers, pickapic, hpd, imagereward, folder, hh, saferlhf, rlhfv or trl."""
     images: Path | None = None
     """Where the source's image files are; by default beside it."""
 
 
 def validate(config: ValidateConfig) -> list[Fault]:
     """Print a line a fault. UserError with their number where there are any, or where there is no row at all."""
-    faults, count = [], 0
+    faults, annotators = [], Counter[str]()
     for row in tqdm(checked(config.format, config.source, config.images), desc="validate", unit="row"):
         if isinstance(row, Fault):
             faults.append(row)
             tqdm.write(f"{row.where}: {row.problem}")
         else:
-            count += 1
+            annotators[row.judgement.annotator] += 1
+    if len(annotators) == 1:
+        who = next(iter(annotators))
+        print(
+            f"note: {f'one annotator only ({who})' if who else 'no annotator is named'}: agreement cannot be measured"
+        )
+    count = annotators.total()
     if faults or not count:
         raise UserError(
-            f"{config.source} has {len(faults)} faults beside {count} usable pairs: mend the rows listed, or leave them out "
-            "with `mmrlhf data import --on-fault skip`"
+            f"{config.source} has {len(faults)} faults beside {count} usable judgements: mend the rows listed, or leave them "
+            "out with `mmrlhf data import --on-fault skip`"
         )
-    print(f"{count} pairs without a fault: {config.source}")
+    print(f"{count} judgements without a fault: {config.source}")
     return faults

@@ -1,5 +1,6 @@
 """Data sets in their authors' layouts, small, for the tests beside this file."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -38,6 +39,13 @@ def parquet(rows: list[dict[str, Any]], file: Path) -> Path:
 def json_file(rows: Any, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(rows))
+    return file
+
+
+def jsonl(rows: list[Any], file: Path) -> Path:
+    """One row a line, packed where the name ends in .gz."""
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
     return file
 
 

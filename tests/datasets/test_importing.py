@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mmrlhf.datasets import READERS, WRITERS, Format
+from mmrlhf.datasets import READERS, WRITERS, Format, WrittenFormat
 from mmrlhf.datasets.importing import ImportConfig, import_data
+from mmrlhf.datasets.pickapic import REQUIRED
 from mmrlhf.errors import UserError
-from tests.datasets.files import json_file, parquet, pickapic_row, picture, touch
+from tests.datasets.files import json_file, jsonl, parquet, pickapic_row, picture, touch
 
 
-def test_the_dict_and_the_option_name_the_same_formats() -> None:
-    assert set(READERS) == set(Format.__args__) and set(WRITERS) <= set(READERS)  # type: ignore[attr-defined]
+def test_the_dicts_and_the_options_name_the_same_formats() -> None:
+    assert set(READERS) == set(get_args(Format)) and set(WRITERS) == set(get_args(WrittenFormat)) <= set(READERS)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_a_bad_row_is_named_refused_or_left_out(changes: dict[str, Any], problem
     with pytest.raises(UserError, match=f"row 2: .*{problem}"):
         import_data(ImportConfig("pickapic", source, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["data.parquet"]
-    assert len(import_data(ImportConfig("pickapic", source, tmp_path / "out", on_fault="skip"))) == 1
+    assert import_data(ImportConfig("pickapic", source, tmp_path / "out", on_fault="skip")) == 1
 
 
 def test_an_import_that_was_killed_goes_on_with_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +48,7 @@ def test_an_import_that_was_killed_goes_on_with_its_images(tmp_path: Path, monke
         with pytest.raises(KeyboardInterrupt):
             import_data(config)
     assert len(list((tmp_path / "out.partial" / "images").iterdir())) == 3 and not (tmp_path / "out").exists()
-    assert len(import_data(config)) == 2 and not (tmp_path / "out.partial").exists()
+    assert import_data(config) == 2 and not (tmp_path / "out.partial").exists()
 
 
 def stop(*_: Any) -> None:
@@ -78,18 +81,48 @@ def other_columns(folder: Path) -> Path:
     return parquet([{"caption": "x"}], folder / "x.parquet")
 
 
+def no_row(folder: Path) -> Path:
+    schema = pa.schema([(name, pa.string()) for name in REQUIRED])
+    pq.write_table(schema.empty_table(), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def cut_off(folder: Path) -> Path:
+    start = "\n\nHuman: q\n\nAssistant: "
+    file = jsonl([{"chosen": f"{start}{i}", "rejected": f"{start}x"} for i in range(99)], folder / "x.jsonl.gz")
+    file.write_bytes(file.read_bytes()[:-20])
+    return file
+
+
+def empty(folder: Path) -> Path:
+    (folder / "x.jsonl").write_text("\n")
+    return folder / "x.jsonl"
+
+
+def no_text(folder: Path) -> Path:
+    (folder / "x.jsonl").write_bytes(b'{"chosen": "\xff"}\n')
+    return folder / "x.jsonl"
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
         ("imagereward", no_source, "cannot read .*No such file"),
         ("imagereward", empty_array, "holds no row"),
         ("imagereward", no_array, "is not a JSON array"),
-        ("imagereward", list_of_texts, "row 1 is a str, allowed is an object"),
+        ("imagereward", list_of_texts, "row 1: is a str, allowed is an object"),
         ("hpd", no_array, "is not a JSON array"),
-        ("pickapic", no_source, "no parquet file at"),
+        ("pickapic", no_source, "cannot read .*No such file"),
+        ("pickapic", Path, "no parquet file in"),
         ("pickapic", no_parquet, "is not a readable parquet file"),
         ("pickapic", other_columns, "lacks image_0_uid, image_1_uid, label_0, label_1"),
+        ("pickapic", no_row, "holds no row"),
+        ("rlhfv", other_columns, "has none of the columns text, question"),
+        ("hh", cut_off, "cannot read .*end-of-stream"),
+        ("hh", empty, "is empty"),
+        ("hh", no_text, "row 1: is not UTF-8 text"),
         ("pairs", no_source, "cannot read"),
+        ("folder", Path, "has neither a metadata.jsonl nor the folders"),
     ],
 )
 def test_a_source_that_is_none_is_one_line(

@@ -1,0 +1,65 @@
+"""What the tools for data sets share about judgements of any kind: their images, their line in a file, what was asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.answers import AnswerPair, answer_row, read_answer_pairs
+from mmrlhf.data import Pair, lines_of, parse_object
+from mmrlhf.outcomes import Outcome, Ranking, Rating, items_of, read_outcomes, row_of
+
+Judgement = Outcome | AnswerPair
+KINDS = {Pair: "pairs", Ranking: "rankings", Rating: "ratings", AnswerPair: "answers"}
+
+
+def read_judgements(path: Path) -> Sequence[Judgement]:
+    """The rows of an ANSWERS.jsonl, a PAIRS.jsonl or an OUTCOMES.jsonl: the first row says which."""
+    columns = ("prompt", "…")
+    where, line = next(lines_of(path, columns))
+    answers = "answer_0" in parse_object(line, where, columns)
+    return read_answer_pairs(path) if answers else read_outcomes(path)
+
+
+def line_of(judgement: Judgement, file: Path) -> dict[str, Any]:
+    """A judgement as a line of `file`."""
+    return answer_row(judgement, file) if isinstance(judgement, AnswerPair) else row_of(judgement, file)
+
+
+def images_of(judgement: Judgement) -> list[Path]:
+    """The images that a judgement is about."""
+    if isinstance(judgement, AnswerPair):
+        return [] if judgement.image is None else [judgement.image]
+    return [item.image for item in items_of(judgement)]
+
+
+def with_images(judgement: Judgement, files: Mapping[Path, Path]) -> Judgement:
+    """The same judgement, each image that `files` knows replaced by its file."""
+    if isinstance(judgement, Ranking):
+        return replace(judgement, images=tuple(files.get(image, image) for image in judgement.images))
+    names = [name for name in ("image", "image_0", "image_1") if getattr(judgement, name, None) in files]
+    changes: dict[str, Any] = {name: files[getattr(judgement, name)] for name in names}
+    return replace(judgement, **changes)
+
+
+def question_of(judgement: Judgement) -> tuple[Any, ...]:
+    """What was asked, whoever answered: the same for both orders of a pair."""
+    things: list[Any] = sorted(images_of(judgement))
+    if isinstance(judgement, AnswerPair):
+        things += sorted((judgement.answer_0, judgement.answer_1))
+    return (KINDS[type(judgement)], judgement.prompt, judgement.criterion, *things)
+
+
+def verdict_of(judgement: Judgement) -> float | None:
+    """What was answered, comparable among answers to one `question_of`: None where nothing was, and for rankings.
+
+    Of a pair 1 where the first in alphabetical order won, 0 where the second did, and what lies between; of a rating its place
+    on the scale from 0 to 1.
+    """
+    if not judgement.has_label or isinstance(judgement, Ranking):
+        return None
+    if isinstance(judgement, Rating):
+        return (judgement.rating - 1) / (judgement.levels - 1)
+    first: Any = judgement.image_0 if isinstance(judgement, Pair) else judgement.answer_0
+    second: Any = judgement.image_1 if isinstance(judgement, Pair) else judgement.answer_1
+    return judgement.label_0 if first < second else 1 - judgement.label_0

@@ -1,0 +1,26 @@
+"""OUTCOMES.jsonl, this project's own file of judgements on images; `mmrlhf.outcomes` holds its rules."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrlhf.answers import AnswerPair
+from mmrlhf.datasets.json_lines import objects
+from mmrlhf.datasets.judgements import Judgement
+from mmrlhf.datasets.rows import BadRow, Row, Rows, rows_of
+from mmrlhf.outcomes import Outcome, outcome_of
+from mmrlhf.outcomes import write_outcomes as write
+
+__all__ = ["read", "suited", "write"]
+
+
+def read(source: Path, images: Path | None) -> Rows:
+    """The judgements of an OUTCOMES.jsonl; its paths are relative to `images`, by default the file's folder."""
+    folder = images or source.parent
+    return rows_of(objects(source), lambda where, record: [Row(where, outcome_of(record, folder, where))])
+
+
+def suited(judgement: Judgement) -> Sequence[Outcome]:
+    """Any judgement on images."""
+    if isinstance(judgement, AnswerPair):
+        raise BadRow("compares answers, not images")
+    return [judgement]
