@@ -78,14 +78,14 @@ def answer_pair_of(row: dict[str, Any], folder: Path, where: str) -> AnswerPair:
         raise UserError(
             f"{where}: label_0 {labels[0]:g} and label_1 {labels[1]:g} sum to {sum(labels):g}, allowed is 1"
         )
-    answers = [answer_of(row, name, where) for name in ("answer_0", "answer_1")]
-    if answers[0] == answers[1]:
+    first, second = (answer_of(row, name, where) for name in ("answer_0", "answer_1"))
+    if first == second:
         raise UserError(f"{where} compares an answer with itself: give two answers, or remove the row")
     for name in ("safe_0", "safe_1"):
         if not isinstance(row.get(name), bool | None):
             raise UserError(f"{where}: {name} got {row[name]!r}, allowed is true or false")
     return AnswerPair(
-        prompt_of(row, where), *answers, labels[0],
+        prompt_of(row, where), first, second, labels[0],
         image=image_of(row, "image", folder, where) if row.get("image") is not None else None,
         margin=margin_of(row, where), safe_0=row.get("safe_0"), safe_1=row.get("safe_1"), **carried_of(row, where),
     )  # fmt: skip

@@ -22,20 +22,49 @@ REWARDS: dict[str, Callable[[], Reward]] = {
 
 
 def load_reward(name: str | Path) -> Reward:
-    """A reward of `REWARDS`, a folder that `mmrlhf reward train` wrote, or the folder of a CLIPModel (its plain score).
+    """A reward of `REWARDS`, a folder that `mmrlhf reward train` wrote, or what others published: a CLIPModel's folder, or a
+    file of weights (see `mmrlhf.rewards.published`).
 
-    UserError for anything else. It is loaded once, here, never at a call.
+    After a trained folder may stand settings, as in `runs/reward:pessimism=1,criterion=safety`. UserError for anything else.
+    It is loaded once, here, never at a call.
     """
     if str(name) in REWARDS:
         return REWARDS[str(name)]()
     folder = Path(name)
     if (folder / SETTINGS).is_file():
         return CLIPReward.load(folder)
-    if (folder / "config.json").is_file():
-        return CLIPReward.from_pretrained(folder)
+    if is_published(folder):
+        from mmrlhf.rewards.published import load_published
+
+        return load_published(folder)
+    before, colon, given = str(name).rpartition(":")
+    if colon and (Path(before) / SETTINGS).is_file():
+        return CLIPReward.load(before).but(**changes_of(given))
     what = (
         "holds no reward" if folder.is_dir() else "is a file" if folder.exists() else "is neither a name nor a folder"
     )
     raise UserError(
         f"reward '{name}' {what}: allowed are {', '.join(REWARDS)}, or a folder that `mmrlhf reward train` wrote"
     )
+
+
+def is_published(path: Path) -> bool:
+    """Whether it is a file of weights, or a folder that holds one or a model."""
+    wanted = ("config.json", "open_clip_config.json", "*.pth", "HPS*.pt")
+    return path.suffix in (".pt", ".pth", ".safetensors") or any(any(path.glob(name)) for name in wanted)
+
+
+def changes_of(text: str) -> dict[str, str | float]:
+    """`pessimism=1,criterion=safety` as the arguments of `CLIPReward.but`."""
+    changes: dict[str, str | float] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key not in ("criterion", "pessimism", "abstain_above"):
+            raise UserError(
+                f"the settings after a reward's folder got '{key}', allowed are criterion, pessimism, abstain_above"
+            )
+        try:
+            changes[key] = value if key == "criterion" else float(value)
+        except ValueError:
+            raise UserError(f"{key} got '{value}', allowed is a number") from None
+    return changes

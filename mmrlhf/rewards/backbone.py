@@ -8,13 +8,43 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
+from mmrlhf.rewards.dual_encoder import (
+    DualEncoder,
+    embed_distinct,
+    explain_loading,
+    in_chunks,
+    load_whole,
+    model_type,
+    patch_features,
+)
+from mmrlhf.rewards.resizing import normalise, to_short_side
 from mmrlhf.types import Images
 
-CHUNK = 64  # images encoded at a time
+
+def load_backbone(model: str | Path) -> DualEncoder:
+    """tiny-clip, or a folder or hub id of a CLIPModel, a SiglipModel (SigLIP, and SigLIP 2 of a fixed size) or, written
+    hf-hub:owner/name, of open_clip. UserError for anything else. It is read once, here.
+    """
+    from mmrlhf.rewards.open_clip import OpenClipBackbone, is_open_clip
+    from mmrlhf.rewards.siglip import SiglipBackbone
+
+    where = resolve_model(str(model))
+    if is_open_clip(where):
+        return OpenClipBackbone.load(model)
+    with explain_loading("image-text", model, "tiny-clip, a model's folder, or a hub id that can be reached"):
+        found = model_type(where)
+    if found == "siglip":
+        return SiglipBackbone.load(model)
+    if found == "clip":
+        return CLIPBackbone.load(model)
+    raise UserError(
+        f"model {model} is a {found}, allowed are clip, siglip (which SigLIP 2 of a fixed image size is, too) and folders "
+        "with an open_clip_config.json: give one of these"
+    )
 
 
 class CLIPBackbone:
@@ -29,25 +59,18 @@ class CLIPBackbone:
     def load(cls, model: str | Path) -> "CLIPBackbone":
         """tiny-clip, a folder that `CLIPModel.save_pretrained` wrote, or a hub id. UserError where it is none of these."""
         where = resolve_model(str(model))
-        try:
-            found = AutoConfig.from_pretrained(where).model_type
-            if found != "clip":
+        wanted = (
+            "a folder with a CLIPModel, its tokenizer and its preprocessor_config.json, a hub id that can be reached, or "
+            "tiny-clip"
+        )
+        with explain_loading("CLIP", model, wanted):
+            if (found := model_type(where)) != "clip":
                 raise UserError(
                     f"model {model} is a {found}, allowed is a CLIPModel: give tiny-clip or a CLIP model's folder"
                 )
-            with quiet_loading():
-                towers = CLIPModel.from_pretrained(where, dtype=torch.float32)
-                tokenizer = AutoTokenizer.from_pretrained(where)
-                processor = CLIPImageProcessor.from_pretrained(where)
-        except Exception as error:  # what transformers, its hub client and safetensors raise shares no class
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(
-                f"cannot load the CLIP model {model} ({reason}): give a folder with a CLIPModel, its tokenizer and its "
-                "preprocessor_config.json, a hub id that can be reached, or tiny-clip"
-            ) from error
-        return cls(towers, tokenizer, processor.image_mean, processor.image_std)
+            processor = CLIPImageProcessor.from_pretrained(where)
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            return cls(load_whole(CLIPModel, where), tokenizer, processor.image_mean, processor.image_std)
 
     def save(self, folder: Path) -> None:
         """Write the model, tokenizer and preprocessing in the formats of `transformers`."""
@@ -74,6 +97,11 @@ class CLIPBackbone:
         return self.model.logit_scale.exp()
 
     @property
+    def bias(self) -> Float[Tensor, ""]:
+        """A softmax has none."""
+        return torch.zeros((), device=self.device)
+
+    @property
     def embedding_width(self) -> int:
         return self.model.config.projection_dim
 
@@ -82,60 +110,58 @@ class CLIPBackbone:
         """Columns of `image_features`."""
         return self.embedding_width + 4 * self.model.config.vision_config.hidden_size
 
+    @property
+    def vision_blocks(self) -> Any:
+        return self.model.vision_model.encoder.layers
+
+    @property
+    def text_blocks(self) -> Any:
+        return self.model.text_model.encoder.layers
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        return tuple(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+
     def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:
         """Shorter side to the model's size (bicubic, antialiased), middle square, still in [0, 1]: CLIPImageProcessor's steps."""
-        height, width = images.shape[-2:]
-        size = self.image_size
-        if (height, width) != (size, size):
-            short = min(height, width)
-            shape = [max(size, int(side * size / short)) for side in (height, width)]
-            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-            top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-            images = images[..., top : top + size, left : left + size]
-        return images
+        return to_short_side(images, self.image_size, "bicubic")
 
     def pixels(self, images: Images) -> Float[Tensor, "b 3 size size"]:
         """What the vision tower takes: preprocessed and normalised, on the model's device."""
         images = self.preprocess(images.to(self.device, torch.float32))
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std))
-        return (images - mean) / std
+        return normalise(images, self.pixel_mean, self.pixel_std, self.device)
 
     def embed_images(self, images: Images) -> Float[Tensor, "b p"]:
         """Unit image embeddings."""
-        parts = [self.model.vision_model(pixel_values=self.pixels(part)).pooler_output for part in images.split(CHUNK)]
-        return F.normalize(self.model.visual_projection(torch.cat(parts)), dim=-1)
+        pooled = in_chunks(images, lambda part: self.model.vision_model(pixel_values=self.pixels(part)).pooler_output)
+        return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     def image_features(self, images: Images) -> Float[Tensor, "b f"]:
-        """What a head sees of each image, side by side: the unit embedding, the mean over the patches of the last layer,
-        and of the embedding layer, before the tower forgets plain colours, the mean and the spread over the patches, and
-        the mean over those at the border.
-        """
-        return torch.cat([self.chunk_features(part) for part in images.split(CHUNK)])
+        """What a head sees of each image; see `patch_features`."""
+        return in_chunks(images, self.chunk_features)
 
     def chunk_features(self, images: Images) -> Float[Tensor, "b f"]:
         """`image_features` of a few images, in one pass."""
         pixels = self.pixels(images)
         out = self.model.vision_model(pixel_values=pixels)
-        last = out.last_hidden_state[:, 1:]
         first = self.model.vision_model.embeddings(pixels)[:, 1:]
-        spread = (first.var(dim=1, correction=0) + 1e-8).sqrt()  # the root of 0 has no gradient
         embedding = F.normalize(self.model.visual_projection(out.pooler_output), dim=-1)
-        border = first[:, border_patches(first.shape[1], first.device)].mean(dim=1)
-        return torch.cat([embedding, last.mean(dim=1), first.mean(dim=1), spread, border], dim=-1)
+        return patch_features(embedding, out.last_hidden_state[:, 1:], first)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b p"]:
         """Unit text embeddings; each different prompt is encoded once, padded to the longest of the batch.
 
         A prompt longer than the text tower is cut (see `count_truncated`); padding is behind a causal mask and changes nothing.
         """
-        distinct = list(dict.fromkeys(prompts))
+        return embed_distinct(prompts, self.encode_prompts)
+
+    def encode_prompts(self, prompts: list[str]) -> Float[Tensor, "q p"]:
+        """The same of prompts that are all different."""
         inputs = self.tokenizer(
-            distinct, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         pooled = self.model.text_model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).pooler_output
-        embedded = F.normalize(self.model.text_projection(pooled), dim=-1)
-        row = {prompt: number for number, prompt in enumerate(distinct)}
-        return embedded[torch.tensor([row[prompt] for prompt in prompts], device=self.device)]
+        return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     @property
     def max_tokens(self) -> int:
@@ -149,14 +175,6 @@ class CLIPBackbone:
         """Move the weights; returns itself."""
         self.model.to(device)
         return self
-
-
-def border_patches(count: int, device: torch.device) -> Tensor:
-    """Row numbers of the patches along the edges of a square grid of `count`."""
-    side = round(count**0.5)
-    inner = torch.zeros(side, side, dtype=torch.bool, device=device)
-    inner[1:-1, 1:-1] = True
-    return (~inner.flatten()).nonzero().flatten()
 
 
 def pick_device(name: str) -> str:

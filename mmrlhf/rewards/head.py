@@ -1,6 +1,7 @@
 """An ensemble of small networks on standardised features: the part of a reward that is trained in seconds."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,13 @@ class HeadEnsemble(nn.Module):
     std: Tensor
 
     def __init__(
-        self, features: int, *, members: int = 4, hidden: int = 64, generator: torch.Generator | None = None
+        self,
+        features: int,
+        *,
+        members: int = 4,
+        hidden: int = 64,
+        levels: int = 0,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
@@ -32,16 +39,33 @@ class HeadEnsemble(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, hidden))
         self.last = nn.Parameter(torch.randn(members, last, generator=generator) / math.sqrt(last))
         self.text_weight = nn.Parameter(torch.zeros(members))
+        self.levels = levels
+        if levels:
+            self.output_bias = nn.Parameter(torch.zeros(members, 1))
+            self.gaps = nn.Parameter(torch.full((levels - 2,), 0.5))  # softplus of 0.5 is about 1
 
     @property
     def members(self) -> int:
         return len(self.text_weight)
 
+    @property
+    def thresholds(self) -> Float[Tensor, " levels_less_1"]:
+        """Where the score passes from one rating to the next, rising, the middle one (or the middle between two) at 0."""
+        places = F.pad(F.softplus(self.gaps).cumsum(0), (1, 0))
+        middle = (len(places) - 1) / 2
+        return places - (places[math.floor(middle)] + places[math.ceil(middle)]) / 2
+
     @torch.no_grad()
-    def standardise_by(self, features: Float[Tensor, "b f"]) -> None:
-        """Take the mean and spread of these (training) features."""
-        std = features.std(dim=0, correction=0)
-        self.mean.copy_(features.mean(dim=0))
+    def standardise_by(self, parts: Iterable[Float[Tensor, "b f"]]) -> None:
+        """Take the mean and spread of these (training) features, given in parts that fit into memory."""
+        count, mean, squares = 0, torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        for part in parts:  # Chan et al. 1979: means and sums of squares of two samples, put together
+            own, shift = part.mean(dim=0), part.mean(dim=0) - mean
+            squares += part.var(dim=0, correction=0) * len(part) + shift**2 * (count * len(part) / (count + len(part)))
+            count += len(part)
+            mean = own if count == len(part) else mean + shift * (len(part) / count)
+        std = (squares / count).sqrt()
+        self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=max(LEAST_SPREAD * float(std.mean()), 1e-6)))
 
     def forward(
@@ -59,4 +83,5 @@ class HeadEnsemble(nn.Module):
         if dropout:
             kept = torch.rand(values.shape, generator=generator, device=values.device) >= dropout
             values = values * kept / (1 - dropout)
-        return torch.einsum("kbh,kh->kb", values, self.last) + self.text_weight[:, None] * clip_score
+        scores = torch.einsum("kbh,kh->kb", values, self.last) + self.text_weight[:, None] * clip_score
+        return scores + self.output_bias if self.levels else scores

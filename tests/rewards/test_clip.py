@@ -108,7 +108,7 @@ def test_a_fresh_head_is_not_constant_and_can_learn(backbone: CLIPBackbone) -> N
     features = torch.cat([backbone.image_features(images), backbone.embed_prompts(["dog"] * 64)], dim=-1)
     for hidden in (64, 0):
         head = HeadEnsemble(features.shape[1], hidden=hidden, generator=torch.Generator().manual_seed(0))
-        head.standardise_by(features)
+        head.standardise_by([features])
         scores = head(features, torch.zeros(64))
         assert scores.std(dim=1).min() > 0.2
         torch.nn.functional.softplus(scores[:, :32] - scores[:, 32:]).mean().backward()
@@ -118,7 +118,7 @@ def test_a_fresh_head_is_not_constant_and_can_learn(backbone: CLIPBackbone) -> N
 
 def test_a_feature_that_hardly_varied_in_training_is_not_blown_up() -> None:
     head = HeadEnsemble(3)
-    head.standardise_by(torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0 + 1e-6]]))
+    head.standardise_by([torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0 + 1e-6]])])
     assert head.std.tolist() == pytest.approx([1.0, 0.1 / 3, 0.1 / 3], rel=1e-3)
 
 
@@ -184,10 +184,10 @@ def test_broken_folders(headed: CLIPReward, tmp_path: Path) -> None:
     headed.save(tmp_path)
     settings = json.loads((tmp_path / "reward.json").read_text())
     for change, message in [
-        ({"format": 9}, "has format 9 of kind clip, allowed is format 1"),
+        ({"format": 9}, "has format 9 of kind clip, allowed is format 2"),
         ({"temperature": -1}, "temperature got -1.0, allowed is a finite number above 0"),
         ({"temperature": None}, "is broken"),
-        ({"head": {"members": 2, "hidden": 5}}, "is broken .*size mismatch|is broken"),
+        ({"heads": {"": {"members": 2, "hidden": 5, "levels": 0}}}, "is broken .*size mismatch|is broken"),
     ]:
         (tmp_path / "reward.json").write_text(json.dumps(settings | change))
         with pytest.raises(UserError, match=message):
