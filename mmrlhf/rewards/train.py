@@ -9,50 +9,83 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mmrlhf import distributed
 from mmrlhf.checkpoint import load_checkpoint
-from mmrlhf.data import Pair, is_unused, read_pairs, write_jsonl, write_text
+from mmrlhf.data import is_unused, write_jsonl, write_text
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.backbone import CLIPBackbone, pick_device
+from mmrlhf.rewards.backbone import load_backbone, pick_device
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
-from mmrlhf.rewards.fit import fit_reward, split_for_validation
-from mmrlhf.rewards.full import fine_tune
+from mmrlhf.rewards.dual_encoder import DualEncoder
+from mmrlhf.rewards.fit import annotator_weights, fit_reward, split_for_validation
+from mmrlhf.rewards.rounds import Judgements, forgetting, gather, pairs_only
+from mmrlhf.rewards.table import LossName, Objective
+from mmrlhf.rewards.towers import fine_tune
 
 __all__ = ["TrainConfig", "TrainResult", "fit_reward", "train"]
 
 CONFIG, METRICS, CHECKPOINT = "train.json", "metrics.jsonl", "checkpoint.pt"
-MAY_DIFFER = ("out", "data", "resume", "device")
+MAY_DIFFER = ("out", "data", "replay", "start", "cache", "resume", "device")
 # what None stands for: epochs, learning rate, weight decay. `full` has PickScore's rate and decay (Kirstain et al. 2023).
-DEFAULTS: dict[str, tuple[int, float, float]] = {"head": (40, 1e-3, 10.0), "full": (10, 3e-6, 0.3)}
+DEFAULTS: dict[str, tuple[int, float, float]] = {
+    "head": (40, 1e-3, 10.0),
+    "last": (10, 1e-5, 0.3),
+    "lora": (10, 1e-4, 0.0),
+    "full": (10, 3e-6, 0.3),
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a preference scorer on pairs of images."""
+    """Train a preference scorer on judgements of images."""
 
     data: Path
-    """PAIRS.jsonl: {"prompt", "image_0", "image_1", "label_0", "label_1"} a line, paths relative to the file."""
+    """Judgements, one a line: PAIRS.jsonl {"prompt", "image_0", "image_1", "label_0", "label_1"}, and rankings, ratings and
+    vetoes beside them, paths relative to the file."""
     out: Path
-    """Folder for the reward, metrics.jsonl and, with --train full, checkpoint.pt."""
+    """Folder for the reward, metrics.jsonl and checkpoint.pt."""
     model: str = "tiny-clip"
-    """tiny-clip, the folder of a CLIPModel, or a hub id."""
-    train: Literal["head", "full"] = "head"
-    """head: an ensemble of small networks on frozen towers, seconds; full: all weights of the CLIPModel, as PickScore."""
+    """tiny-clip, the folder of a CLIPModel, SiglipModel or open_clip model, or a hub id."""
+    train: Literal["head", "last", "lora", "full"] = "head"
+    """head: an ensemble of small networks on frozen towers, seconds; last, lora, full: the towers' last blocks, low-rank
+    adapters, or all weights, as PickScore."""
+    loss: LossName = "bradley-terry"
+    """What ties are: half a win each (bradley-terry), or a third outcome (davidson, rao-kupper)."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be the wrong way round."""
+    annotators: Literal["ignore", "weigh"] = "ignore"
+    """weigh: each judgement counts by its annotator's reliability (Dawid and Skene), where several judged the same pairs."""
+    negatives: float = 0.0
+    """Weight of in-batch text negatives: each preferred image should find its own prompt (last, lora, full)."""
+    start: Path | None = None
+    """Reward folder to go on from, instead of --model, on a new round of labels."""
+    replay: Path | None = None
+    """Judgements of earlier rounds, mixed in so that they are not forgotten."""
+    replay_share: float = 0.5
+    """Share of the training judgements that are replayed, at most."""
+    on_fault: Literal["refuse", "skip"] = "refuse"
+    """A row that cannot be used ends the training before it begins, or is left out and counted."""
     epochs: int | None = None
-    """Passes over the pairs at most; default 40 (head) or 10 (full)."""
+    """Passes over the judgements at most; default 40 (head) or 10."""
     learning_rate: float | None = None
-    """Of AdamW; default 1e-3 (head) or 3e-6 (full)."""
+    """Of AdamW; default 1e-3 (head), 3e-6 (full), 1e-5 (last) or 1e-4 (lora)."""
     weight_decay: float | None = None
-    """Of AdamW; default 10 (head: strong, for there are more features than pairs) or 0.3 (full)."""
+    """Of AdamW; default 10 (head: strong, for there are more features than pairs) or 0.3."""
     batch_size: int = 64
-    """Pairs in an update."""
+    """Judgements in an update."""
     ensemble: int = 4
-    """Heads, each with its own start and resample of the pairs (head)."""
+    """Heads, each with its own start and resample of the judgements (head)."""
     hidden: int = 64
     """Width of a head's hidden layer; 0 makes it linear (head)."""
     dropout: float = 0.5
     """Share of the hidden units switched off in training (head)."""
+    cache: Path | None = None
+    """Folder for image features that need not fit into memory, and that later runs on the same model find again (head)."""
+    last_blocks: int = 2
+    """How many of each tower's last transformer blocks train (last)."""
+    lora_rank: int = 16
+    """Rank of the adapters, which are merged into the weights at the end (lora)."""
     warmup_steps: int = 500
-    """Updates over which the learning rate rises, at most a tenth of all (full)."""
+    """Updates over which the learning rate rises, at most a tenth of all (last, lora, full)."""
     validation: float = 0.1
     """Share of the prompts held out to choose the best epoch; 0 keeps the last."""
     patience: int = 10
@@ -76,45 +109,66 @@ class TrainResult(NamedTuple):
 def train(config: TrainConfig) -> TrainResult:
     """Train, save the reward to `config.out`, return it. A finished run is only read back with `resume`."""
     validate(config)
+    distributed.join()
     device = pick_device(config.device)
-    pairs = read_pairs(config.data)
+    judgements = gather(
+        config.data, config.replay, config.replay_share, config.annotators, config.on_fault, config.seed
+    )
     wanted = settings(config)
     check_folder(config.out, wanted, config.resume)
     if config.resume and (config.out / SETTINGS).is_file():
         print(f"the run is already finished; the reward is in {config.out}")
         return TrainResult(config.out, read_metrics(config.out), CLIPReward.load(config.out))
     state = read_state(config.out)
-    backbone = CLIPBackbone.load(config.model).to(device)
-    if cut := backbone.count_truncated([pair.prompt for pair in pairs]):
+    distributed.wait()  # until all have looked at the folder: from here on the main process writes into it
+    start = None if config.start is None else CLIPReward.load(config.start).to(device)
+    backbone = load_backbone(config.model).to(device) if start is None else start.backbone
+    if cut := backbone.count_truncated([judgement.prompt for judgement in judgements.new]):
         print(f"note: {cut} prompts are longer than the text tower's {backbone.max_tokens} tokens and are cut")
 
-    write_text(json.dumps(wanted, indent=2) + "\n", config.out / CONFIG)
     metrics: list[dict[str, Any]] = [] if state is None else list(state["metrics"])
-    write_jsonl(metrics, config.out / METRICS)
 
-    def report(line: dict[str, Any]) -> None:
-        metrics.append(line)
-        write_jsonl(metrics, config.out / METRICS)
+    def report(*lines: dict[str, Any]) -> None:
+        metrics.extend(lines)
+        if distributed.is_main_process():
+            write_jsonl(metrics, config.out / METRICS)
 
-    work = train_heads if config.train == "head" else train_everything
+    if distributed.is_main_process():
+        write_text(json.dumps(wanted, indent=2) + "\n", config.out / CONFIG)
+    report()
+
     try:
-        reward = work(config, pairs, backbone, state, report)
+        if config.train == "head":
+            reward = train_heads(config, judgements, backbone, start, report)
+        else:
+            reward = train_towers(config, judgements, backbone, state, report)
+        if judgements.old:
+            report(forgetting(start, reward, judgements.old))
     except UserError:
         release(config.out)
         raise
-    reward.save(config.out)
-    (config.out / CHECKPOINT).unlink(missing_ok=True)
-    print(f"{summary(metrics, len(pairs))}; the reward is in {config.out}")
+    if distributed.is_main_process():
+        reward.save(config.out)
+        (config.out / CHECKPOINT).unlink(missing_ok=True)
+        print(f"{summary(metrics, len(judgements.everything))}; the reward is in {config.out}")
+    distributed.wait()
     return TrainResult(config.out, metrics, reward)
 
 
-def train_heads(config: TrainConfig, pairs: list[Pair], backbone: CLIPBackbone, state: Any, report: Any) -> CLIPReward:
+def train_heads(
+    config: TrainConfig, judgements: Judgements, backbone: DualEncoder, start: CLIPReward | None, report: Any
+) -> CLIPReward:
     """`--train head`: short enough to start again where it was stopped."""
     epochs, learning_rate, weight_decay = hyperparameters(config)
     return fit_reward(
-        pairs,
+        judgements.everything,
         backbone,
         seed=config.seed,
+        validation=config.validation,
+        reliability=judgements.reliability,
+        start=start,
+        cache=config.cache,
+        on_epoch=report,
         epochs=epochs,
         ensemble=config.ensemble,
         hidden=config.hidden,
@@ -122,23 +176,23 @@ def train_heads(config: TrainConfig, pairs: list[Pair], backbone: CLIPBackbone, 
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         batch_size=config.batch_size,
-        validation=config.validation,
         patience=config.patience,
-        on_epoch=report,
+        objective=Objective(config.loss, config.label_smoothing),
     )
 
 
-def train_everything(
-    config: TrainConfig, pairs: list[Pair], backbone: CLIPBackbone, state: Any, report: Any
+def train_towers(
+    config: TrainConfig, judgements: Judgements, backbone: DualEncoder, state: Any, report: Any
 ) -> CLIPReward:
-    """`--train full`: with a checkpoint an epoch."""
+    """`--train last|lora|full`: with a checkpoint an epoch; rankings as their strict pairs."""
     epochs, learning_rate, weight_decay = hyperparameters(config)
-    training, held_out = split_for_validation(pairs, config.validation, config.seed)
+    training, held_out = split_for_validation(pairs_only(judgements.everything), config.validation, config.seed)
     steps = epochs * math.ceil(len(training) / config.batch_size)
     return fine_tune(
         training,
         held_out,
         backbone,
+        tune=config.train,
         seed=config.seed,
         epochs=epochs,
         learning_rate=learning_rate,
@@ -146,6 +200,12 @@ def train_everything(
         batch_size=config.batch_size,
         warmup_steps=min(config.warmup_steps, steps // 10),
         patience=config.patience,
+        last_blocks=config.last_blocks,
+        lora_rank=config.lora_rank,
+        loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        negatives=config.negatives,
+        weights=annotator_weights(training, judgements.reliability),
         checkpoint=config.out / CHECKPOINT,
         state=state,
         on_epoch=report,
@@ -173,6 +233,11 @@ def validate(config: TrainConfig) -> None:
         ("warmup-steps", config.warmup_steps, config.warmup_steps >= 0, "0 or more"),
         ("validation", config.validation, 0 <= config.validation < 1, "from 0 to below 1"),
         ("patience", config.patience, config.patience >= 1, "1 or more"),
+        ("label-smoothing", config.label_smoothing, 0 <= config.label_smoothing < 0.5, "from 0 to below 0.5"),
+        ("negatives", config.negatives, 0 <= config.negatives < math.inf, "0 or more"),
+        ("replay-share", config.replay_share, 0 < config.replay_share < 1, "between 0 and 1"),
+        ("last-blocks", config.last_blocks, config.last_blocks >= 1, "1 or more"),
+        ("lora-rank", config.lora_rank, config.lora_rank >= 1, "1 or more"),
     ]
     for name, value, right, allowed in checks:
         if not right:
@@ -180,9 +245,10 @@ def validate(config: TrainConfig) -> None:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain data, with a digest of the pairs, to tell one run from another."""
+    """The config as plain data, with a digest of the judgements, to tell one run from another."""
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return plain | {"data_sha256": hashlib.sha256(config.data.read_bytes()).hexdigest()}
+    files = [config.data] if config.replay is None else [config.data, config.replay]
+    return plain | {"data_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
 
 
 def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
@@ -238,4 +304,5 @@ def summary(metrics: list[dict[str, Any]], count: int) -> str:
     """What the last line of the command says."""
     best = max((line["held_out_agreement"] for line in metrics if "held_out_agreement" in line), default=None)
     held_out = "nothing held out" if best is None else f"agreement {best:.3f} on held-out prompts (the best epoch's)"
-    return f"{count} pairs, {len(metrics)} epochs, {held_out}"
+    epochs = sum("epoch" in line for line in metrics)
+    return f"{count} judgements, {epochs} epochs, {held_out}"

@@ -15,12 +15,13 @@ from torch import Tensor
 from mmrlhf.data import Pair, read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
+from mmrlhf.outcomes import items_of
 from mmrlhf.rewards.backbone import CLIPBackbone
 from mmrlhf.rewards.cache import embed_items
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.evaluate import evaluate_reward
 from mmrlhf.rewards.fit import resample_counts
-from mmrlhf.rewards.full import batch_margins, make_optimizer, order_by_prompt
+from mmrlhf.rewards.towers import batch_margins, make_optimizer, order_by_prompt
 from mmrlhf.rewards.train import TrainConfig, fit_reward, train
 from tests.small_clip import noisy_colour, warm_pairs
 
@@ -107,13 +108,12 @@ def test_each_image_is_encoded_once_and_as_the_reward_does(
         return original(self, images)
 
     monkeypatch.setattr(CLIPBackbone, "image_features", counted)
-    found = embed_items(backbone, pairs)
+    found = embed_items(backbone, [item for pair in pairs for item in items_of(pair)])
     assert sum(encoded) == 3 and len(found.prompts) == 2
-    for i, (first, second) in enumerate([(0, 1), (0, 2), (2, 0)]):
-        torch.testing.assert_close(found.images[found.image_rows[i, 0]], expected[first][0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found.images[found.image_rows[i, 1]], expected[second][0], atol=1e-5, rtol=1e-4)
-        text = backbone.embed_prompts([pairs[i].prompt])[0]
-        torch.testing.assert_close(found.prompts[found.prompt_rows[i]], text, atol=1e-5, rtol=1e-4)
+    for item, image in enumerate([0, 1, 0, 2, 2, 0]):
+        torch.testing.assert_close(found.images[found.image_rows[item]], expected[image][0], atol=1e-5, rtol=1e-4)
+        text = backbone.embed_prompts([pairs[item // 2].prompt])[0]
+        torch.testing.assert_close(found.prompts[found.prompt_rows[item]], text, atol=1e-5, rtol=1e-4)
 
 
 def test_train_writes_a_reward_and_a_line_an_epoch(
@@ -213,7 +213,7 @@ def test_bad_input_writes_nothing(clip_folder: Path, pairs_file: Path, tmp_path:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         train(config(tmp_path / "empty.jsonl", clip_folder, out))
-    with pytest.raises(UserError, match="cannot load the CLIP model"):
+    with pytest.raises(UserError, match="cannot load the image-text model"):
         train(config(pairs_file, tmp_path, out))
     changes: list[tuple[dict[str, Any], str]] = [
         ({"epochs": 0}, "--epochs got 0, allowed is 1 or more"),
@@ -250,8 +250,9 @@ def test_features_are_standardised_over_both_sides(clip_folder: Path, pairs_file
         p if p.label_0 >= 0.5 else Pair(p.prompt, p.image_1, p.image_0, 1 - p.label_0) for p in read_pairs(pairs_file)
     ]
     head = fit_reward(pairs, clip_folder, seed=0, epochs=1, validation=0.0, progress=False).head
-    embedded = embed_items(CLIPBackbone.load(clip_folder), pairs, progress=False)
-    seen = embedded.images[embedded.image_rows.flatten()]
+    items = [item for pair in pairs for item in items_of(pair)]
+    embedded = embed_items(CLIPBackbone.load(clip_folder), items, progress=False)
+    seen = embedded.images[embedded.image_rows]
     assert head is not None
     torch.testing.assert_close(head.mean[: seen.shape[1]], seen.mean(dim=0), atol=1e-4, rtol=1e-4)
 

@@ -1,0 +1,86 @@
+"""Several processes that train one model: each encodes its part of a batch, all see the whole, and gradients are summed.
+
+Started by `accelerate launch` or `torchrun`. The loss of the whole batch is computed alike on every process from gathered
+embeddings, so that the result is that of one process, in-batch negatives included.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def join() -> None:
+    """Join the other processes, where there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState()
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this one; 0 writes the files."""
+    return dist.get_rank() if size() > 1 else 0
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and shows progress."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Wait for all the others."""
+    if size() > 1:
+        dist.barrier()
+
+
+def own_part(count: int) -> range:
+    """The rows of `count` that this process encodes: parts in order, of sizes that differ by at most 1."""
+    share, rest = divmod(count, size())
+    start = rank() * share + min(rank(), rest)
+    return range(start, start + share + (rank() < rest))
+
+
+def gather(part: Float[Tensor, "n p"], count: int) -> Float[Tensor, "count p"]:
+    """The rows of all processes in order, `count` together; gradients flow back to the process that made them."""
+    return GatherRows.apply(part, count) if size() > 1 else part
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum over processes, divided by their number; what has no gradient anywhere keeps none."""
+    if size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= size()
+
+
+class GatherRows(torch.autograd.Function):
+    """Rows of unequal numbers from all processes; backward, the sum of what every process wants of the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, count: int) -> Tensor:
+        longest = -(-count // size())
+        padded = torch.cat([part, part.new_zeros(longest - len(part), *part.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(size())]
+        dist.all_gather(parts, padded.contiguous())
+        share, rest = divmod(count, size())
+        return torch.cat([rows[: share + (place < rest)] for place, rows in enumerate(parts)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        rows = own_part(len(whole))
+        return whole[rows.start : rows.stop], None

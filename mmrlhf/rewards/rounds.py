@@ -1,0 +1,109 @@
+"""The judgements that a reward is trained on: a new round, a share of the earlier ones, and how much each counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmrlhf.annotators import annotator_weights
+from mmrlhf.answers import AnswerPair
+from mmrlhf.data import Pair
+from mmrlhf.errors import UserError
+from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
+from mmrlhf.rewards.clip import CLIPReward
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """New judgements, those of earlier rounds that are replayed, all earlier ones, and how much each annotator's count."""
+
+    new: list[Outcome]
+    replayed: list[Outcome]
+    old: list[Outcome]
+    reliability: dict[str, float]
+
+    @property
+    def everything(self) -> list[Outcome]:
+        """What is trained on."""
+        return [*self.new, *self.replayed]
+
+
+def gather(
+    data: Path,
+    replay: Path | None,
+    replay_share: float,
+    annotators: Literal["ignore", "weigh"],
+    on_fault: Literal["refuse", "skip"],
+    seed: int,
+) -> Judgements:
+    """Read the new judgements, and draw so many of the earlier ones that they are at most `replay_share` of all."""
+    new = read_judgements(data, on_fault)
+    old = [] if replay is None else read_judgements(replay, on_fault)
+    count = min(len(old), round(len(new) * replay_share / (1 - replay_share)))
+    chosen = np.random.default_rng(seed).permutation(len(old))[:count]
+    replayed = [old[i] for i in sorted(chosen.tolist())]
+    return Judgements(new, replayed, old, reliabilities([*new, *replayed]) if annotators == "weigh" else {})
+
+
+def read_judgements(path: Path, on_fault: Literal["refuse", "skip"]) -> list[Outcome]:
+    """The judgements on images of a file; with `skip`, those without a fault (images are decoded to see), the others counted."""
+    if on_fault == "refuse":
+        return read_outcomes(path)
+    from mmrlhf.datasets.checked import checked
+    from mmrlhf.datasets.rows import Fault
+
+    found: list[Outcome] = []
+    faults: list[Fault] = []
+    for row in checked("outcomes", path, None):
+        if isinstance(row, Fault):
+            faults.append(row)
+        elif not isinstance(row.judgement, AnswerPair):
+            found.append(row.judgement)
+    if faults:
+        print(f"note: {len(faults)} rows of {path} are left out, the first is {faults[0].where}: {faults[0].problem}")
+    if not found:
+        raise UserError(f"no row of {path} can be used: see `mmrlhf data validate`")
+    return found
+
+
+def reliabilities(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The reliability of each annotator of a pair, {} where nothing can be told; says so."""
+    _, found = annotator_weights([outcome for outcome in outcomes if isinstance(outcome, Pair)])
+    if not found:
+        print("note: no pair was judged by two named annotators, so that all count alike")
+    elif max(found.values()) == 0:
+        raise UserError(
+            "no annotator agrees with another beyond chance: train with --annotators ignore, or mend the labels"
+        )
+    else:
+        print("reliability of annotators: " + ", ".join(f"{name or '(unnamed)'} {r:.2f}" for name, r in found.items()))
+    return found
+
+
+def pairs_only(outcomes: Sequence[Outcome]) -> list[Pair]:
+    """Pairs, and rankings as their strict pairs. UserError for ratings and several criteria."""
+    pairs = []
+    for outcome in outcomes:
+        if isinstance(outcome, Rating) or outcome.criterion:
+            raise UserError(
+                "ratings, vetoes and criteria got --train last, lora or full, allowed is head: each needs a head of its own"
+            )
+        pairs += strict_pairs(outcome) if isinstance(outcome, Ranking) else [outcome]
+    return pairs
+
+
+def forgetting(start: CLIPReward | None, reward: CLIPReward, old: Sequence[Outcome]) -> dict[str, Any]:
+    """Agreement with the earlier rounds' pairs before (with a `start`) and after, as a line of metrics."""
+    from mmrlhf.rewards.evaluate import evaluate_reward
+
+    pairs = [
+        pair for o in old for pair in (strict_pairs(o) if isinstance(o, Ranking) else [o]) if isinstance(pair, Pair)
+    ]
+    pairs = [pair for pair in pairs if pair.criterion == reward.criterion and pair.has_label]
+    line: dict[str, Any] = {"earlier_pairs": len(pairs)}
+    for name, scorer in (("agreement_before", start), ("agreement_after", reward)):
+        if pairs and scorer is not None:
+            line[f"earlier_{name}"] = evaluate_reward(scorer, pairs)["agreement"]
+    return line
