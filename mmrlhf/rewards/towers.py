@@ -1,4 +1,4 @@
-"""Fine-tune the towers of a dual encoder on pairs, as PickScore was: softmax over exp(logit_scale)·cosine, prompts weighted alike."""
+"""Fine-tune the towers of a dual encoder on pairs, as PickScore was: softmax over exp(logit_scale)·cosine, prompts alike."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -185,6 +185,7 @@ def train_towers(
     config: TrainConfig, judgements: Judgements, backbone: DualEncoder, state: Any, report: Any
 ) -> CLIPReward:
     """`--train last|lora|full`: with a checkpoint an epoch; rankings as their strict pairs."""
+    assert config.train != "head"
     epochs, learning_rate, weight_decay = hyperparameters(config)
     training, held_out = split_for_validation(pairs_only(judgements.everything), config.validation, config.seed)
     steps = epochs * math.ceil(len(training) / config.batch_size)
