@@ -5,7 +5,10 @@ from pathlib import Path
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
+from mmrlhf.rewards.combine_file import load_combination
+from mmrlhf.rewards.python_function import FunctionReward
 from mmrlhf.rewards.simple import Brightness, Colourfulness, JpegSize, Redness, Warmth
+from mmrlhf.rewards.word_coverage import WordCoverage
 from mmrlhf.types import Reward
 
 # name -> what makes it; the models among them are loaded only then
@@ -17,19 +20,24 @@ REWARDS: dict[str, Callable[[], Reward]] = {
     "redness": Redness,
     "warmth": Warmth,
     "tiny-clip": lambda: CLIPReward.from_pretrained("tiny-clip"),
+    "word-coverage": lambda: WordCoverage.from_pretrained("tiny-clip"),
     "pickscore": lambda: CLIPReward.from_pretrained("yuvalkirstain/PickScore_v1"),
 }
 
 
 def load_reward(name: str | Path) -> Reward:
-    """A reward of `REWARDS`, a folder that `mmrlhf reward train` wrote, or what others published: a CLIPModel's folder, or a
-    file of weights (see `mmrlhf.rewards.published`).
+    """A reward of `REWARDS`, a folder that `mmrlhf reward train` wrote, what others published (a CLIPModel's folder, or a file
+    of weights, see `mmrlhf.rewards.published`), python:FILE.py:FUNCTION, or the YAML file of a combination.
 
     After a trained folder may stand settings, as in `runs/reward:pessimism=1,criterion=safety`. UserError for anything else.
     It is loaded once, here, never at a call.
     """
     if str(name) in REWARDS:
         return REWARDS[str(name)]()
+    if str(name).startswith("python:"):
+        return FunctionReward(str(name))
+    if str(name).endswith((".yaml", ".yml")):
+        return load_combination(Path(name))
     folder = Path(name)
     if (folder / SETTINGS).is_file():
         return CLIPReward.load(folder)
@@ -44,7 +52,8 @@ def load_reward(name: str | Path) -> Reward:
         "holds no reward" if folder.is_dir() else "is a file" if folder.exists() else "is neither a name nor a folder"
     )
     raise UserError(
-        f"reward '{name}' {what}: allowed are {', '.join(REWARDS)}, or a folder that `mmrlhf reward train` wrote"
+        f"reward '{name}' {what}: allowed are {', '.join(REWARDS)}, a folder that `mmrlhf reward train` wrote, "
+        "a published scorer, python:FILE.py:FUNCTION, or a combination's FILE.yaml"
     )
 
 

@@ -87,5 +87,5 @@ def test_folders_and_what_is_neither(clip_folder: Path, headed: CLIPReward, tmp_
     (tmp_path / "file").write_text("")
     for name, what in [("brightnes", "is neither a name nor a folder"), (str(tmp_path), "holds no reward"),
                        (str(tmp_path / "file"), "is a file")]:  # fmt: skip
-        with pytest.raises(UserError, match=f"{what}: allowed are jpeg-size, .*pickscore, or a folder"):
+        with pytest.raises(UserError, match=f"{what}: allowed are jpeg-size, .*pickscore, a folder"):
             load_reward(name)
