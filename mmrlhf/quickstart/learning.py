@@ -12,7 +12,9 @@ from mmrlhf.quickstart.rating import answers, fit, labelled_pairs, simulated_ans
 from mmrlhf.quickstart.run import Run
 from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.evaluate import evaluate_reward, pair_margins, tie_credits
+from mmrlhf.rewards.evaluate import evaluate_reward
+from mmrlhf.rewards.measures import tie_credits
+from mmrlhf.rewards.scored_pairs import pair_margins
 from mmrlhf.store import Store, Task
 from mmrlhf.types import Preference
 

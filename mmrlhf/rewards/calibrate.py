@@ -14,7 +14,8 @@ from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.backbone import pick_device
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.evaluate import nll, pair_margins, tie_credits
+from mmrlhf.rewards.measures import nll, tie_credits
+from mmrlhf.rewards.scored_pairs import pair_margins
 
 TIE_THRESHOLDS = tuple(step / 10 for step in range(11))
 RANGE = 1e3  # how far the temperature may be from the root mean square of the margins, either way

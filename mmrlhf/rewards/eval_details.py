@@ -13,6 +13,7 @@ from mmrlhf.overoptimisation import Form, fit_overoptimisation
 from mmrlhf.rewards.abstention import abstention, ensemble_figures
 from mmrlhf.rewards.batches import member_scores
 from mmrlhf.rewards.breakdown import breakdowns, key_of
+from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.ceiling import ceilings
 from mmrlhf.rewards.measures import brier, nll, tie_credits, verdicts
 from mmrlhf.rewards.position import first_preferred
@@ -94,8 +95,6 @@ def calibration_figures(margins: Float[np.ndarray, " n"], labels: Float[np.ndarr
 
 def fit_on(judged: ScoredPairs, data: Path, tested: ScoredPairs) -> dict[str, Any]:
     """Temperature and tie threshold chosen on the pairs of `data`, and how many of its prompts are among those `tested`."""
-    from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold  # which imports this package's evaluation
-
     change = fit_temperature(judged.margins, judged.labels)
     shared = {pair.unit for pair in judged.pairs} & {pair.unit for pair in tested.pairs}
     return {

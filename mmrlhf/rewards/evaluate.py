@@ -23,7 +23,6 @@ from mmrlhf.rewards.eval_details import (
 from mmrlhf.rewards.measures import TIE_RULE, brier, nll, tie_credits, unit_values
 from mmrlhf.rewards.score import check_output, load_on
 from mmrlhf.rewards.scored_pairs import ScoredPairs, score_pairs
-from mmrlhf.rewards.scored_pairs import pair_margins as pair_margins
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.types import Reward
 

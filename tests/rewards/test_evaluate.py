@@ -19,8 +19,10 @@ from mmrlhf.data import Item, Pair, read_items, read_pairs, write_jsonl, write_p
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.calibrate import CalibrateConfig, calibrate, fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.evaluate import EvalConfig, evaluate, evaluate_reward, nll, pair_margins, tie_credits, unit_values
+from mmrlhf.rewards.evaluate import EvalConfig, evaluate, evaluate_reward
+from mmrlhf.rewards.measures import nll, tie_credits, unit_values
 from mmrlhf.rewards.score import ScoreConfig, score, score_items
+from mmrlhf.rewards.scored_pairs import pair_margins
 from mmrlhf.rewards.simple import Brightness
 
 
