@@ -22,9 +22,9 @@ from mmrlhf.data import Pair
 from mmrlhf.images import load_image
 from mmrlhf.losses import bradley_terry, prompt_weights
 from mmrlhf.models import resolve_model
-from mmrlhf.rewards.backbone import CLIPBackbone
-from mmrlhf.rewards.fit import fit_reward
-from mmrlhf.rewards.towers import fine_tune, make_optimizer, order_by_prompt
+from mmrlhf.rewards.encoders.clip import CLIPBackbone
+from mmrlhf.rewards.training.fit import fit_reward
+from mmrlhf.rewards.training.towers import fine_tune, make_optimizer, order_by_prompt
 
 TEXT_LENGTH = 77
 WORDS = "a red cat on the moon painted by an old master in warm light with many small details and a blue sky".split()

@@ -1,7 +1,9 @@
 """The only place where files, PIL pictures and uint8 arrays become image tensors, and back."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from mmrlhf.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+WEB_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow knows more, and starts other programs to read some of them
 
 
 def content_hash(data: bytes) -> str:
@@ -40,21 +43,42 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
 
 def load_image(path: Path, size: int | None = None) -> Float[Tensor, "3 h w"]:
     """Read one file; `size` resizes the shorter side with bicubic and crops the middle square. UserError if unreadable."""
+    with readable(str(path)), Image.open(path) as file:
+        return decode(file, size)
+
+
+def open_image(data: bytes, name: str) -> Image.Image:
+    """A picture that somebody sent, its header read and no pixel yet: look at its size before `decode`.
+
+    Only `WEB_FORMATS`. UserError, which says `name`, for anything else.
+    """
+    with readable(name):
+        return Image.open(io.BytesIO(data), formats=WEB_FORMATS)
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Inside, whatever Pillow raises on a broken image becomes a UserError that says `name`."""
     try:
-        with Image.open(path) as file:
-            file.load()
-            picture: Image.Image = ImageOps.exif_transpose(file)  # as a browser shows it
-            if size is not None and picture.size != (size, size):
-                scale = size / min(picture.size)
-                width, height = (max(size, round(side * scale)) for side in picture.size)
-                picture = eight_bits(picture).resize((width, height), Image.Resampling.BICUBIC)
-                left, top = (width - size) // 2, (height - size) // 2
-                picture = picture.crop((left, top, left + size, top + size))
-            return from_pil(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        yield
+    except Exception as error:  # its decoders' errors share no class
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"{path} is not a readable image ({error}): give PNG, JPEG or WebP, or remove the file"
+            f"{name} is not a readable image ({reason}): give PNG, JPEG or WebP, or remove the file"
         ) from error
+
+
+def decode(file: Image.Image, size: int | None = None) -> Float[Tensor, "3 h w"]:
+    """The pixels of an opened picture, as a browser shows it; `size` as in `load_image`. Call it inside `readable`."""
+    file.load()
+    picture: Image.Image = ImageOps.exif_transpose(file)
+    if size is not None and picture.size != (size, size):
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        picture = eight_bits(picture).resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        picture = picture.crop((left, top, left + size, top + size))
+    return from_pil(picture)
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import grid, load_image, save_image
+from mmrlhf.images import decode, grid, load_image, open_image, save_image
 
 
 def test_a_rotated_photograph_stands_upright(tmp_path: Path) -> None:
@@ -59,3 +59,17 @@ def test_a_grid_puts_pictures_in_rows_a_pixel_apart() -> None:
     sheet = grid(torch.zeros(3, 3, 2, 2), columns=2)
     assert sheet.shape == (3, 5, 5)
     assert bool((sheet[:, 2] == 1).all()) and bool((sheet[:, 3:, 3:] == 1).all()) and float(sheet[0, 0, 0]) == 0
+
+
+def test_a_picture_in_memory_is_the_one_on_disk(tmp_path: Path) -> None:
+    save_image(torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(0)), tmp_path / "x.png")
+    opened = open_image((tmp_path / "x.png").read_bytes(), "image 0")
+    assert opened.size == (6, 8)
+    torch.testing.assert_close(decode(opened), load_image(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "EPS", "PPM"])
+def test_what_strangers_send_is_read_in_the_formats_of_the_web_only(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture", kind)
+    with pytest.raises(UserError, match="image 0 is not a readable image .no known format"):
+        open_image((tmp_path / "picture").read_bytes(), "image 0")

@@ -60,7 +60,10 @@ def test_strict_pairs_are_all_that_differ(ranks: list[int]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"images": ["a.png", "b.png"], "ranks": [1]}, r"row 1: ranks got \[1\], allowed is a number for each of the 2"),
+        (
+            {"images": ["a.png", "b.png"], "ranks": [1]},
+            r"row 1: ranks got \[1\], allowed is a number for each of the 2",
+        ),
         ({"images": ["a.png", "b.png"], "ranks": [1, 1]}, "not all equal"),
         ({"images": ["a.png", "b.png"], "ranks": [1, float("nan")]}, "ranks got"),
         ({"images": ["a.png"], "ranks": [1]}, "allowed is a list of 2 or more paths"),

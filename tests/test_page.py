@@ -39,4 +39,4 @@ def test_figures_are_inline_and_the_same_each_time() -> None:
 
 def test_a_missing_name_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
-        render("rewards/drift_report.html")
+        render("rewards/evaluation/drift_report.html")

@@ -13,8 +13,8 @@ from mmrlhf.quickstart.run import Run
 from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.evaluate import evaluate_reward
-from mmrlhf.rewards.measures import tie_credits
-from mmrlhf.rewards.scored_pairs import pair_margins
+from mmrlhf.rewards.evaluation.measures import tie_credits
+from mmrlhf.rewards.evaluation.scored_pairs import pair_margins
 from mmrlhf.store import Store, Task
 from mmrlhf.types import Preference
 

@@ -13,7 +13,7 @@ from mmrlhf.images import load_images
 from mmrlhf.models import resolve_model
 from mmrlhf.quickstart.run import QuickstartConfig, Run
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.fit import fit_reward
+from mmrlhf.rewards.training.fit import fit_reward
 from mmrlhf.simulate import RATERS, simulate_preferences
 from mmrlhf.store import Store, Task
 from mmrlhf.taste import taste

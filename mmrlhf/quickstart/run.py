@@ -159,7 +159,7 @@ def check_models(config: QuickstartConfig) -> None:
     import matplotlib  # noqa: F401
 
     from diffusion.policy import DiffusionPolicy
-    from mmrlhf.rewards.backbone import CLIPBackbone
+    from mmrlhf.rewards.encoders.clip import CLIPBackbone
 
     CLIPBackbone.load(config.backbone)
     DiffusionPolicy.load(config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
-from mmrlhf.rewards.combine_file import load_combination
-from mmrlhf.rewards.python_function import FunctionReward
-from mmrlhf.rewards.simple import Brightness, Colourfulness, JpegSize, Redness, Warmth
-from mmrlhf.rewards.word_coverage import WordCoverage
+from mmrlhf.rewards.rules.combine_file import load_combination
+from mmrlhf.rewards.rules.python_function import FunctionReward
+from mmrlhf.rewards.rules.simple import Brightness, Colourfulness, JpegSize, Redness, Warmth
+from mmrlhf.rewards.rules.word_coverage import WordCoverage
 from mmrlhf.types import Reward
 
 # name -> what makes it; the models among them are loaded only then

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.types import Images
 
 LAYERS = (0, 2, 4, 6, 7)  # between them the published network has dropout only, no activation

@@ -12,10 +12,10 @@ from scipy.special import expit
 from mmrlhf.calibration import ece
 from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.backbone import pick_device
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.measures import nll, tie_credits
-from mmrlhf.rewards.scored_pairs import pair_margins
+from mmrlhf.rewards.encoders.clip import pick_device
+from mmrlhf.rewards.evaluation.measures import nll, tie_credits
+from mmrlhf.rewards.evaluation.scored_pairs import pair_margins
 
 TIE_THRESHOLDS = tuple(step / 10 for step in range(11))
 RANGE = 1e3  # how far the temperature may be from the root mean square of the margins, either way

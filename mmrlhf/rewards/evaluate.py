@@ -12,7 +12,7 @@ from scipy.special import expit
 from mmrlhf.calibration import ece, reliability_curve
 from mmrlhf.data import Pair, read_pairs, write_text
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.eval_details import (
+from mmrlhf.rewards.evaluation.details import (
     agreement_details,
     calibration_details,
     fit_on,
@@ -20,9 +20,9 @@ from mmrlhf.rewards.eval_details import (
     overoptimisation_details,
     worst_pairs,
 )
-from mmrlhf.rewards.measures import TIE_RULE, brier, nll, tie_credits, unit_values
+from mmrlhf.rewards.evaluation.measures import TIE_RULE, brier, nll, tie_credits, unit_values
+from mmrlhf.rewards.evaluation.scored_pairs import ScoredPairs, score_pairs
 from mmrlhf.rewards.score import check_output, load_on
-from mmrlhf.rewards.scored_pairs import ScoredPairs, score_pairs
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.types import Reward
 
@@ -93,7 +93,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     figures |= {"overoptimisation": curves, "worst": worst_pairs(judged, **settings, out=config.out)}
     write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", config.out)
     if report is not None:
-        from mmrlhf.rewards.eval_report import write_report
+        from mmrlhf.rewards.evaluation.report import write_report
 
         write_report(figures, config.out, report)
     low, high = figures["agreement_ci95"]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.dual_encoder import DualEncoder
-from mmrlhf.rewards.open_clip import OpenClipBackbone
+from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone
 from mmrlhf.types import Images
 
 HEAD_WIDTHS = {1280: 80}  # ViT-H-14's image tower; all others of open_clip's that are known by their width have 64

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.aesthetic import DEEP_KEYS, LINEAR_KEYS, AestheticReward, fold, towers_of
-from mmrlhf.rewards.backbone import load_backbone
 from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.hps import hps_reward
 from mmrlhf.types import Reward
 

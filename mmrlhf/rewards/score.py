@@ -14,7 +14,7 @@ from mmrlhf.data import Item, read_items, relative, write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.rewards import load_reward
-from mmrlhf.rewards.backbone import pick_device
+from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.types import Reward
 
 

@@ -13,13 +13,13 @@ from mmrlhf import distributed
 from mmrlhf.checkpoint import load_checkpoint
 from mmrlhf.data import is_unused, write_jsonl, write_text
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.backbone import load_backbone, pick_device
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
-from mmrlhf.rewards.dual_encoder import DualEncoder
-from mmrlhf.rewards.fit import annotator_weights, fit_reward, split_for_validation
-from mmrlhf.rewards.rounds import Judgements, forgetting, gather, pairs_only
-from mmrlhf.rewards.table import LossName, Objective
-from mmrlhf.rewards.towers import fine_tune
+from mmrlhf.rewards.encoders.clip import load_backbone, pick_device
+from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.training.fit import annotator_weights, fit_reward, split_for_validation
+from mmrlhf.rewards.training.rounds import Judgements, forgetting, gather, pairs_only
+from mmrlhf.rewards.training.table import LossName, Objective
+from mmrlhf.rewards.training.towers import fine_tune
 
 __all__ = ["TrainConfig", "TrainResult", "fit_reward", "train"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrlhf.rewards.backbone import CLIPBackbone
 from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.rewards.encoders.clip import CLIPBackbone
 from mmrlhf.rewards.head import HeadEnsemble
 from tests.small_clip import small_clip, warm_pairs
 

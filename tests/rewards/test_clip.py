@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from mmrlhf.errors import UserError
 from mmrlhf.images import from_pil
-from mmrlhf.rewards.backbone import CLIPBackbone
 from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.rewards.encoders.clip import CLIPBackbone
 from mmrlhf.rewards.head import HeadEnsemble
 from tests.small_clip import MAX_LENGTH, SIZE
 

@@ -20,10 +20,10 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.calibrate import CalibrateConfig, calibrate, fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.evaluate import EvalConfig, evaluate, evaluate_reward
-from mmrlhf.rewards.measures import nll, tie_credits, unit_values
+from mmrlhf.rewards.evaluation.measures import nll, tie_credits, unit_values
+from mmrlhf.rewards.evaluation.scored_pairs import pair_margins
+from mmrlhf.rewards.rules.simple import Brightness
 from mmrlhf.rewards.score import ScoreConfig, score, score_items
-from mmrlhf.rewards.scored_pairs import pair_margins
-from mmrlhf.rewards.simple import Brightness
 
 
 class Scripted:

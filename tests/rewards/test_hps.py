@@ -9,11 +9,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.backbone import load_backbone
+from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.hps import HPSReward, architecture_of
 from mmrlhf.rewards.published import load_published
 from tests.rewards.test_clip import PROMPTS, pictures
-from tests.rewards.test_siglip import files_of, images_of
+from tests.rewards.encoders.test_siglip import files_of, images_of
 from tests.small_towers import SMALL_HPS, TEXT, VISION, hps_model, write_hps
 
 

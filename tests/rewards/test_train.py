@@ -16,13 +16,13 @@ from mmrlhf.data import Pair, read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.outcomes import items_of
-from mmrlhf.rewards.backbone import CLIPBackbone
-from mmrlhf.rewards.cache import embed_items
 from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.rewards.encoders.cache import embed_items
+from mmrlhf.rewards.encoders.clip import CLIPBackbone
 from mmrlhf.rewards.evaluate import evaluate_reward
-from mmrlhf.rewards.fit import resample_counts
-from mmrlhf.rewards.towers import batch_margins, make_optimizer, order_by_prompt
 from mmrlhf.rewards.train import TrainConfig, fit_reward, train
+from mmrlhf.rewards.training.fit import resample_counts
+from mmrlhf.rewards.training.towers import batch_margins, make_optimizer, order_by_prompt
 from tests.small_clip import noisy_colour, warm_pairs
 
 

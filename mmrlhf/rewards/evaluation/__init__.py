@@ -1,0 +1,1 @@
+"""How far a reward can be trusted: agreement, ceilings, calibration, sensitivity, drift, and their pages."""

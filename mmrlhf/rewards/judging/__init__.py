@@ -1,0 +1,1 @@
+"""A scorer or a vision-language model as a rater."""

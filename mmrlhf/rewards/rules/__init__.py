@@ -1,0 +1,1 @@
+"""Rewards that need no training, own functions, and combinations."""

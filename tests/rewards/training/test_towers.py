@@ -1,0 +1,165 @@
+"""Training the towers: which weights move, adapters that are merged, two processes as one, and the options of the loss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from mmrlhf.data import Pair, read_pairs, write_pairs
+from mmrlhf.errors import UserError
+from mmrlhf.images import load_image
+from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.rewards.encoders.clip import CLIPBackbone
+from mmrlhf.rewards.evaluate import evaluate_reward
+from mmrlhf.rewards.train import TrainConfig, train
+from mmrlhf.rewards.training.pictures import Pictures
+from mmrlhf.rewards.training.towers import embed, fine_tune
+from tests.small_clip import noisy_colour, warm_pairs
+
+
+def tuned(pairs: list[Pair], folder: Path, **changes: Any) -> tuple[CLIPReward, list[dict[str, Any]]]:
+    lines: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {"seed": 0, "epochs": 6, "learning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 16}
+    settings |= {"warmup_steps": 2, "patience": 10, "progress": False, "on_epoch": lines.append} | changes
+    return fine_tune(pairs, [], CLIPBackbone.load(folder), **settings), lines
+
+
+@pytest.mark.parametrize(("tune", "rate"), [("last", 2e-3), ("lora", 2e-2)])
+def test_some_weights_learn_and_the_others_stay(
+    clip_folder: Path, pairs_file: Path, tmp_path: Path, tune: str, rate: float
+) -> None:
+    pairs = read_pairs(pairs_file)
+    reward, lines = tuned(pairs, clip_folder, tune=tune, last_blocks=1, lora_rank=4, learning_rate=rate, epochs=12)
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    fresh = read_pairs(warm_pairs(tmp_path / "fresh", prompts=20, each=2, seed=1))
+    assert evaluate_reward(reward, fresh)["agreement"] > 0.8
+    reward.save(tmp_path / "out")
+    old, new = (load_file(folder / "model.safetensors") for folder in (clip_folder, tmp_path / "out"))
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert old.keys() == new.keys()
+    if tune == "lora":
+        assert moved and all("_proj.weight" in name for name in moved)
+    else:
+        assert "visual_projection.weight" in moved and not any(".layers.0." in name for name in moved)
+        assert any(".layers.1." in name for name in moved) and not any("embeddings" in name for name in moved)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = CLIPReward(CLIPBackbone.load(tmp_path / "out"))
+    torch.testing.assert_close(plain(images, ["a", "b"]), reward(images, ["a", "b"]))
+    assert isinstance(CLIPModel.from_pretrained(tmp_path / "out"), CLIPModel)
+
+
+@pytest.mark.parametrize("tune", ["last", "lora"])
+def test_killed_and_resumed_is_never_killed(clip_folder: Path, pairs_file: Path, tmp_path: Path, tune: str) -> None:
+    pairs = read_pairs(pairs_file)
+    common: dict[str, Any] = {"tune": tune, "last_blocks": 1, "lora_rank": 2, "epochs": 3, "loss": "davidson"}
+    whole, _ = tuned(pairs, clip_folder, **common)
+
+    def kill(line: dict[str, Any]) -> None:
+        if line["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(pairs, clip_folder, **common, checkpoint=tmp_path / "c.pt", on_epoch=kill)
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert sum(value.numel() for value in state["model"].values()) < sum(
+        p.numel() for p in whole.backbone.model.parameters()
+    )
+    again, _ = tuned(pairs, clip_folder, **common, state=state)
+    for name, value in whole.backbone.model.state_dict().items():
+        assert torch.equal(value, again.backbone.model.state_dict()[name]), name
+
+
+def test_pairs_of_weight_0_are_left_out(clip_folder: Path, pairs_file: Path) -> None:
+    pairs = read_pairs(pairs_file)
+    weights = torch.cat([torch.ones(30), torch.zeros(30)])
+    silent, _ = tuned(pairs, clip_folder, epochs=1, weights=weights, batch_size=64)
+    half, _ = tuned(pairs[:30], clip_folder, epochs=1, batch_size=64)
+    first, second = (r.backbone.model.visual_projection.weight for r in (silent, half))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def test_negatives_ask_the_preferred_image_for_its_prompt(
+    backbone: CLIPBackbone, clip_folder: Path, pairs_file: Path
+) -> None:
+    """One step's loss with them is the loss without, and the weight times a cross entropy over the prompts."""
+    pairs = [pair for pair in read_pairs(pairs_file) if pair.label_0 != 0.5][:9]
+    losses = [tuned(pairs, clip_folder, epochs=1, negatives=weight)[1][0]["loss"] for weight in (0.0, 0.7)]
+    plain, prompts = CLIPReward(backbone), sorted({pair.prompt for pair in pairs})
+    total = 0.0
+    for pair in pairs:
+        image = load_image(pair.image_0 if pair.label_0 else pair.image_1).unsqueeze(0)
+        scores = plain(image.expand(len(prompts), -1, -1, -1), prompts)
+        share = 1 / (sum(other.prompt == pair.prompt for other in pairs) * len(prompts))
+        total -= share * float(scores.log_softmax(0)[prompts.index(pair.prompt)])
+    assert losses[1] - losses[0] == pytest.approx(0.7 * total, rel=1e-4)
+
+
+def test_a_model_without_blocks_cannot_train_its_last_ones(
+    backbone: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CLIPBackbone, "vision_blocks", [])
+    with pytest.raises(UserError, match="without transformer blocks in both towers: give --train full"):
+        fine_tune([Pair("p", Path("a"), Path("b"), 1.0)], [], backbone, seed=0, epochs=1, learning_rate=1e-3, weight_decay=0.0,
+                  batch_size=1, warmup_steps=0, patience=1, tune="last")  # fmt: skip
+
+
+def test_pictures_are_decoded_once_and_kept_within_bounds(
+    backbone: CLIPBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [noisy_colour(tmp_path / f"{i}.png", (i / 4, 0.5, 0.5), torch.Generator().manual_seed(i)) for i in range(4)]
+    decoded: list[Path] = []
+
+    def counted(path: Path) -> torch.Tensor:
+        decoded.append(path)
+        return load_image(path)
+
+    monkeypatch.setattr("mmrlhf.rewards.training.pictures.load_image", counted)
+    pictures = Pictures(backbone, most_bytes=3 * 3 * 32 * 32)
+    batch = pictures.load(files[:3])
+    torch.testing.assert_close(batch[1], load_image(files[1]))
+    pictures.load(files[:3])
+    assert decoded == files[:3]
+    pictures.load([files[3]])  # takes the place of the one used longest ago
+    assert pictures.bytes <= pictures.most_bytes and list(pictures.kept) == files[1:]
+    pictures.load([files[0]])
+    assert decoded == [*files, files[0]]
+
+
+def test_each_image_and_prompt_of_a_batch_is_encoded_once(backbone: CLIPBackbone, tmp_path: Path) -> None:
+    a, b, c = (
+        noisy_colour(tmp_path / f"{i}.png", (i / 3, 0.5, 0.5), torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    batch = [Pair("x", a, b, 1.0), Pair("x", b, c, 0.0), Pair("y", c, a, 0.5)]
+    seen, texts, rows, own = embed(backbone, batch, Pictures(backbone).load([a, b, c]))
+    assert (len(seen), len(texts)) == (3, 2)
+    assert rows.tolist() == [[0, 1], [1, 2], [2, 0]] and own.tolist() == [0, 0, 1]
+
+
+def test_two_processes_give_the_weights_of_one(clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """Under `accelerate launch`, with in-batch negatives, and batches that two do not divide."""
+    pairs = read_pairs(pairs_file)[:33]
+    write_pairs(pairs, tmp_path / "pairs.jsonl")
+    options = ["--data", tmp_path / "pairs.jsonl", "--model", clip_folder, "--train", "full", "--epochs", 2, "--batch-size", 7,
+               "--learning-rate", 1e-3, "--negatives", 0.5, "--validation", 0.2]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "mmrlhf"]  # fmt: skip
+    command = [*launch, "reward", "train", *map(str, options), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("the reward is in") == 1
+    train(TrainConfig(tmp_path / "pairs.jsonl", tmp_path / "one", model=str(clip_folder), train="full", epochs=2, batch_size=7,
+                      learning_rate=1e-3, negatives=0.5, validation=0.2))  # fmt: skip
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-4, msg=name)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+              for name in ("one", "two")]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
