@@ -31,10 +31,10 @@ class CLIPReward:
     """Scores images for prompts; higher is better. Row-independent, differentiable in the images, picklable.
 
     Without a head the score is exp(logit_scale)·cosine (Kirstain et al. 2023; plus SigLIP's bias), with one the mean of its
-    members less `pessimism` times their standard deviation; either is divided by `temperature`, so that σ(difference) is the probability of
-    being preferred. A pair counts as a tie where |2p − 1| ≤ `tie_threshold`. Where the members' standard deviation is above
-    `abstain_above`, the reward abstains (NaN). `heads` holds one a criterion; `criterion` says which scores, by default the one
-    that asks which is better overall ("").
+    members less `pessimism` times their standard deviation; either is divided by `temperature`, so that σ(difference) is the
+    probability of being preferred. A pair counts as a tie where |2p − 1| ≤ `tie_threshold`. Where the members' standard
+    deviation is above `abstain_above`, the reward abstains (NaN). `heads` holds one a criterion; `criterion` says which scores,
+    by default the one that asks which is better overall ("").
     """
 
     differentiable = True

@@ -11,8 +11,8 @@ from transformers import CLIPImageProcessor, CLIPModel
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.aesthetic import AestheticReward, towers_of
 from mmrlhf.rewards.published import load_published
-from tests.rewards.test_clip import PROMPTS, pictures
 from tests.rewards.encoders.test_siglip import files_of, images_of
+from tests.rewards.test_clip import PROMPTS, pictures
 from tests.small_towers import TEXT, VISION, aesthetic_head, clip_of_width, small_open_clip, write_aesthetic
 
 

@@ -12,8 +12,8 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.hps import HPSReward, architecture_of
 from mmrlhf.rewards.published import load_published
-from tests.rewards.test_clip import PROMPTS, pictures
 from tests.rewards.encoders.test_siglip import files_of, images_of
+from tests.rewards.test_clip import PROMPTS, pictures
 from tests.small_towers import SMALL_HPS, TEXT, VISION, hps_model, write_hps
 
 

@@ -19,8 +19,8 @@ from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.hps import HPSReward
 from mmrlhf.rewards.published import load_published
 from mmrlhf.types import Reward
-from tests.rewards.test_clip import PROMPTS, pictures
 from tests.rewards.encoders.test_siglip import files_of, images_of
+from tests.rewards.test_clip import PROMPTS, pictures
 from tests.small_towers import clip_of_width, write_aesthetic, write_hps
 
 

@@ -20,8 +20,8 @@ from mmrlhf.images import from_pil
 from mmrlhf.rewards.encoders.clip import CLIPBackbone, load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone, first_patches
-from tests.rewards.test_clip import PROMPTS, pictures
 from tests.rewards.encoders.test_siglip import files_of, images_of
+from tests.rewards.test_clip import PROMPTS, pictures
 from tests.small_clip import small_clip
 from tests.small_towers import TEXT, VISION, small_open_clip
 
