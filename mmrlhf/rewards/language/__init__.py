@@ -1,0 +1,1 @@
+"""Rewards that read: language models, and vision-language models, with a scalar head."""
