@@ -46,7 +46,7 @@ def dawid_skene(
     for _ in range(steps):
         priors = posteriors.mean(axis=0)
         tables = np.zeros((annotators.max() + 1, categories, categories))
-        np.add.at(tables, (annotators, slice(None), answers), posteriors[units])
+        np.add.at(tables.transpose(0, 2, 1), (annotators, answers), posteriors[units])
         tables += shrinkage * normalised(tables.sum(axis=0))
         confusions = normalised(tables)
         with np.errstate(divide="ignore"):

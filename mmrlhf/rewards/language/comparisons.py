@@ -97,7 +97,9 @@ def pairs_that_fit(pairs: Sequence[Comparison], reader: Reader, name: str) -> li
         kept = [pair for pair in pairs if not long & set(rows_of(pair))]
         done = f"{len(pairs) - len(kept)} of {len(pairs)} pairs are left out"
     if distributed.is_main_process():
-        print(f"note: {len(long)} of {len(rows)} texts in the {name} pairs are longer than {reader.max_length} tokens: {done}")
+        print(
+            f"note: {len(long)} of {len(rows)} texts in the {name} pairs are longer than {reader.max_length} tokens: {done}"
+        )
     return kept
 
 

@@ -13,7 +13,8 @@ from mmrlhf import distributed
 from mmrlhf.rewards.language.comparisons import Comparisons
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rewards.language.model import LanguageReward
-from mmrlhf.rewards.language.tuning import checkpoint_gradients, choose_weights, merge
+from mmrlhf.rewards.language.tuning import checkpoint_gradients, choose_weights
+from mmrlhf.rewards.training.tuning import merge
 
 
 class Learner(NamedTuple):
@@ -74,7 +75,7 @@ def network_learner(
 ) -> Learner:
     """Weights of the backbone learn too, so that rows are read at every step."""
     network = reward.network
-    lora = choose_weights(network, tune, **how)
+    choose_weights(network, tune, **how)
     end_checkpointing = checkpoint_gradients(network.backbone) if gradient_checkpointing else None
 
     def score_rows(numbers: Int[Tensor, " r"]) -> Float[Tensor, "r k"]:
@@ -83,7 +84,9 @@ def network_learner(
     def finish() -> None:
         if end_checkpointing is not None:
             end_checkpointing()
-        merge(network, lora)
+        if tune == "lora":
+            merge(network.backbone)
+        network.requires_grad_(False)
 
     return Learner(network, score_rows, finish, shared=True)
 
@@ -93,5 +96,7 @@ def read(
 ) -> Float[Tensor, "r p"]:
     """What `compute` makes of rows that fit or can be cut; each process reads its part of them and gets all."""
     own, _ = reward.reader.fitted([rows[i] for i in distributed.own_part(len(rows))] or rows[:1])
-    found = compute(reward.reader.encode(own))  # a process without a row reads one too: all take part in the backward pass
+    found = compute(
+        reward.reader.encode(own)
+    )  # a process without a row reads one too: all take part in the backward pass
     return distributed.gather(found[: len(distributed.own_part(len(rows)))], len(rows))

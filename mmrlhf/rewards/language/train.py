@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf import distributed
@@ -28,7 +28,6 @@ from mmrlhf.rewards.language.model import LanguageReward
 from mmrlhf.rewards.training.fit import held_out_figures
 from mmrlhf.rewards.training.towers import make_optimizer
 from mmrlhf.rewards.training.tuning import trained_state
-from mmrlhf.rewards.training.towers import NO_DECAY_BELOW
 
 
 class Step(NamedTuple):

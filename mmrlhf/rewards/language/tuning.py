@@ -17,15 +17,16 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "query_proj", "key_proj"
 
 def choose_weights(
     network: ScoreNetwork, tune: str, *, lora_rank: int, lora_alpha: float | None, last_blocks: int, seed: int
-) -> Any:
-    """Lets the head and the chosen weights learn; gives the LoRA that `merge` takes back in, or None."""
+) -> None:
+    """Lets the head and the chosen weights learn; a LoRA is put beside the weights (`training.tuning.merge` puts it in)."""
     if tune not in TUNE:
         raise UserError(f"--train got '{tune}', allowed are {', '.join(TUNE)}")
     dtype = next(network.backbone.parameters()).dtype
     if tune in ("last", "full") and dtype != torch.float32:
         raise UserError(f"--train {tune} got weights in {dtype}, allowed is float32: small updates vanish in 16 bits")
     network.requires_grad_(False)
-    lora = add_lora(network.backbone, lora_rank, lora_alpha, seed) if tune == "lora" else None
+    if tune == "lora":
+        add_lora(network.backbone, lora_rank, lora_alpha, seed)
     if tune == "full":
         network.backbone.requires_grad_(True)
     if tune == "last":
@@ -34,12 +35,11 @@ def choose_weights(
             raise UserError(f"--last-blocks got {last_blocks}, allowed is 1 to {len(blocks)}")
         blocks[-last_blocks:].requires_grad_(True)
     network.head.requires_grad_(True)
-    return lora
 
 
-def add_lora(backbone: Any, rank: int, alpha: float | None, seed: int) -> Any:
+def add_lora(backbone: Any, rank: int, alpha: float | None, seed: int) -> None:
     """Low-rank updates beside the attention projections (Hu et al. 2021); α is 2·rank unless given. 0 at the start."""
-    from peft import LoraConfig, LoraModel
+    from peft import LoraConfig, inject_adapter_in_model
 
     if rank < 1:
         raise UserError(f"--lora-rank got {rank}, allowed is 1 or more")
@@ -52,18 +52,10 @@ def add_lora(backbone: Any, rank: int, alpha: float | None, seed: int) -> Any:
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lora = LoraModel(backbone, {"default": config}, "default")
+        inject_adapter_in_model(config, backbone)
     for value in backbone.parameters():
         if value.requires_grad:
             value.data = value.data.float()  # beside 16-bit weights too: small updates would vanish
-    return lora
-
-
-def merge(network: ScoreNetwork, lora: Any) -> None:
-    """Puts the LoRA into the weights it stands beside: the model is then a plain one of `transformers`."""
-    if lora is not None:
-        network.backbone = lora.merge_and_unload()
-    network.requires_grad_(False)
 
 
 def text_blocks(backbone: Any) -> nn.ModuleList:

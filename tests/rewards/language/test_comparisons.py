@@ -22,7 +22,7 @@ from tests.rewards.language.pairs import colour_pairs, kind_pairs, naming_pairs
 def test_each_different_row_is_there_once(tmp_path: Path) -> None:
     first, second = colour_pairs(tmp_path, 2, 0)
     same_file = Path(shutil.copy(first.image_0, tmp_path / "copy.png"))
-    pairs = [first, replace(first, image_0=same_file, image_1=second.image_0, label_0=0.5, margin=0.2),
+    pairs: list[Pair | AnswerPair] = [first, replace(first, image_0=same_file, image_1=second.image_0, label_0=0.5, margin=0.2),
              AnswerPair(first.prompt, "kind", "rude", 0.25, image=same_file),
              AnswerPair(first.prompt, "kind", "rude", 1.0, criterion="safety")]  # fmt: skip
     table = compare(pairs, ("", "safety"))

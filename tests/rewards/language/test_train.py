@@ -15,7 +15,6 @@ from mmrlhf.errors import UserError
 from mmrlhf.losses import bradley_terry
 from mmrlhf.rewards.language.comparisons import Comparison, answer_margins
 from mmrlhf.rewards.language.model import LanguageReward
-from mmrlhf.rewards.language.network import ScoreNetwork
 from mmrlhf.rewards.language.train import train_language
 from tests.rewards.language.pairs import colour_pairs, kind_pairs, naming_pairs
 
@@ -137,37 +136,6 @@ def test_the_centring_term_pulls_the_mean_to_zero(folders: dict[str, Path]) -> N
     assert mean(0.1) < 0.5 * mean(0.0)
 
 
-def test_each_row_is_read_once_for_a_head(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    read, original = [], ScoreNetwork.features
-
-    def counted(self: ScoreNetwork, inputs: Any, **how: Any) -> torch.Tensor:
-        read.append(len(inputs["input_ids"]))
-        return original(self, inputs, **how)
-
-    monkeypatch.setattr(ScoreNetwork, "features", counted)
-    pairs = [
-        AnswerPair("what", "kind", "rude", 1.0),
-        AnswerPair("what", "kind", "cat", 1.0),
-        AnswerPair("is", "cat", "kind", 0.0),
-    ]
-    reward = LanguageReward.from_pretrained(folders["llama"])
-    train_language(pairs, [], reward, tune="head", epochs=5, learning_rate=1e-2, **QUIET)
-    assert sum(read) == 5  # of the first prompt three, of the second two
-
-
-def test_a_head_learns_in_scaled_features_and_reads_plain_ones(folders: dict[str, Path]) -> None:
-    """The loss of the last epoch's end, computed from the reward that comes out, is the one that training reports next."""
-    pairs, lines = kind_pairs(16, 0), []
-    for epochs in (3, 4):
-        reward = LanguageReward.from_pretrained(folders["llama"])
-        reward = train_language(pairs, [], reward, tune="head", epochs=epochs, learning_rate=1e-2, batch_size=16,
-                                on_epoch=lambda line: lines.append(line["loss"]), **QUIET)  # fmt: skip
-        if epochs == 3:
-            margins = torch.tensor(answer_margins(reward, pairs), dtype=torch.float32)
-            found = float(bradley_terry(margins, torch.tensor([pair.label_0 for pair in pairs]))[0])
-    assert lines[-1] == pytest.approx(found, abs=1e-4)
-
-
 def test_a_fresh_head_has_scores_that_differ_and_a_gradient(folders: dict[str, Path], tmp_path: Path) -> None:
     """Not so with weights of spread 1/(width + 1), a known cause of a loss stuck at 0.693."""
     pairs = kind_pairs(16, 0)
@@ -180,7 +148,8 @@ def test_a_fresh_head_has_scores_that_differ_and_a_gradient(folders: dict[str, P
         found = reward.network(reward.reader.encode(rows))[:, 0]
         loss, _ = bradley_terry(found[::2] - found[1::2], torch.ones(8))
         loss.backward()
-        assert reward.network.head.weight.grad.norm() > 0.05, name
+        gradient = reward.network.head.weight.grad
+        assert gradient is not None and gradient.norm() > 0.05, name
         assert reward.network.head.bias is None
 
 
