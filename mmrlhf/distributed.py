@@ -4,6 +4,7 @@ Started by `accelerate launch` or `torchrun`. The loss of the whole batch is com
 embeddings, so that the result is that of one process, in-batch negatives included.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -15,11 +16,16 @@ from torch import Tensor
 
 
 def join() -> None:
-    """Join the other processes, where there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        from accelerate import PartialState
+    """Join the other processes, where there are any, each with a GPU of its own where there are enough.
 
-        PartialState()
+    `accelerate launch` and `torchrun` say through the same environment who they are.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        place = int(os.environ.get("LOCAL_RANK", "0"))
+        if place < torch.cuda.device_count():
+            torch.cuda.set_device(place)
+        dist.init_process_group()
+        atexit.register(dist.destroy_process_group)
 
 
 def size() -> int:
@@ -56,7 +62,7 @@ def gather(part: Float[Tensor, "n p"], count: int) -> Float[Tensor, "count p"]:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum over processes, divided by their number; what has no gradient anywhere keeps none."""
+    """Sum over processes, divided by their number; what has none here, as where all rows went to others, counts as 0."""
     if size() == 1:
         return
     for parameter in parameters:

@@ -18,8 +18,8 @@ MAY_IMPORT = {
 }
 # These start the other packages' work, so they may name them inside a function: never when they are imported themselves.
 MAY_REACH_UP = ("mmrlhf/cli.py", "mmrlhf/quickstart")
-NOT_IN_CORE = {"diffusers", "gradio"}
-LATE_IN_CORE = {"peft", "accelerate"}  # inside the function that needs them
+NOT_IN_CORE = {"diffusers", "gradio", "accelerate"}
+LATE_IN_CORE = {"peft"}  # inside the function that needs them
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 

@@ -110,6 +110,11 @@ def train(config: TrainConfig) -> TrainResult:
     """Train, save the reward to `config.out`, return it. A finished run is only read back with `resume`."""
     validate(config)
     distributed.join()
+    if config.train == "head" and distributed.size() > 1:
+        raise UserError(
+            f"--train head got {distributed.size()} processes, allowed is 1: start it without accelerate launch (last, lora and "
+            "full share the work)"
+        )
     device = pick_device(config.device)
     judgements = gather(
         config.data, config.replay, config.replay_share, config.annotators, config.on_fault, config.seed
@@ -123,7 +128,8 @@ def train(config: TrainConfig) -> TrainResult:
     distributed.wait()  # until all have looked at the folder: from here on the main process writes into it
     start = None if config.start is None else CLIPReward.load(config.start).to(device)
     backbone = load_backbone(config.model).to(device) if start is None else start.backbone
-    if cut := backbone.count_truncated([judgement.prompt for judgement in judgements.new]):
+    cut = backbone.count_truncated([judgement.prompt for judgement in judgements.new])
+    if cut and distributed.is_main_process():
         print(f"note: {cut} prompts are longer than the text tower's {backbone.max_tokens} tokens and are cut")
 
     metrics: list[dict[str, Any]] = [] if state is None else list(state["metrics"])

@@ -129,7 +129,7 @@ def fit_head(
     generator = torch.Generator().manual_seed(seed)
     head = fresh_head(fit, how, generator) if start is None else going_on(start, fit)
     log_tie = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.AdamW([*head.parameters(), log_tie], lr=how.learning_rate, weight_decay=how.weight_decay)
+    optimizer = make_optimizer(head, log_tie, how)
     weights = fit.weights * resample_counts(head.members, fit.count, generator)
     thresholds = head.thresholds if head.levels else None
     best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -165,6 +165,15 @@ def fit_head(
     if best is not None:
         head.load_state_dict(best[2])
     return head
+
+
+def make_optimizer(head: HeadEnsemble, log_tie: Tensor, how: HeadSettings) -> torch.optim.AdamW:
+    """AdamW; no weight decay on where ratings are parted and how likely ties are, which a strong one would hold at 0."""
+    free = ("gaps", "output_bias")
+    decayed = [value for name, value in head.named_parameters() if name not in free]
+    others = [value for name, value in head.named_parameters() if name in free]
+    groups = [{"params": decayed}, {"params": [*others, log_tie], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=how.learning_rate, weight_decay=how.weight_decay)
 
 
 def fresh_head(fit: Fit, how: HeadSettings, generator: torch.Generator) -> HeadEnsemble:

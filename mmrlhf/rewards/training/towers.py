@@ -25,6 +25,7 @@ from mmrlhf.rewards.training.pictures import Pictures
 from mmrlhf.rewards.training.table import LossName, Objective, outcome_loss, tabulate
 from mmrlhf.rewards.training.tuning import Tune, merge, trained_state, unfreeze
 
+TIE_RATE = 1e-2  # Davidson's log_tie is of the order of 1: at a tower's learning rate it would stay where it starts
 NO_DECAY_BELOW = 2  # biases, layer norms and logit_scale (under two axes) get no weight decay
 
 
@@ -56,21 +57,21 @@ def fine_tune(
 
     After each epoch the whole state goes to `checkpoint`; given back as `state`, training goes on as if it had never stopped.
     With held-out pairs the best epoch by their agreement is kept, and training stops `patience` epochs after it. `negatives`
-    weighs `mmrlhf.losses.text_negatives`; `weights` count each pair.
+    weighs `mmrlhf.losses.text_negatives`; `weights` count each pair. A line of metrics has Davidson's `log_tie` too.
     """
+    pairs, own = pairs_that_count(pairs, weights)
     model = backbone.model
     unfreeze(backbone, tune, last_blocks=last_blocks, lora_rank=lora_rank, seed=seed)
     log_tie = torch.zeros((), device=backbone.device, requires_grad=True)
     optimizer = make_optimizer(model, learning_rate, weight_decay)
     if loss == "davidson":
-        optimizer.add_param_group({"params": [log_tie], "weight_decay": 0.0})
+        optimizer.add_param_group({"params": [log_tie], "weight_decay": 0.0, "rate": TIE_RATE})
     done: dict[str, Any] = {"epoch": 0, "step": 0, "best": None, "best_model": None, "metrics": []}
     if state is not None:
         model.load_state_dict(state["model"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         log_tie.data.copy_(state["log_tie"])
         done = {key: state[key] for key in done}
-    own = prompt_weights([pair.prompt for pair in pairs]) * (1.0 if weights is None else weights)
     run = Run(backbone, optimizer, pairs, own, Pictures(backbone), Objective(loss, label_smoothing), negatives, log_tie,
               seed, batch_size, learning_rate, warmup_steps, progress and distributed.is_main_process())  # fmt: skip
     stopped = done["best"] is not None and done["epoch"] - 1 - done["best"][2] >= patience
@@ -82,6 +83,8 @@ def fine_tune(
         started = time.monotonic()
         mean_loss, done["step"] = one_epoch(run, epoch, done["step"])
         line: dict[str, Any] = {"epoch": epoch, "loss": mean_loss}
+        if loss == "davidson":
+            line["log_tie"] = float(log_tie.detach())
         if held_out:
             line |= held_out_figures(margins_of(run, held_out), labels_of(held_out))
             rank = [line["held_out_agreement"], -line["held_out_loss"]]
@@ -128,6 +131,20 @@ class Run:
     progress: bool
 
 
+def pairs_that_count(
+    pairs: Sequence[Pair], weights: Float[Tensor, " n"] | None
+) -> tuple[list[Pair], Float[Tensor, " m"]]:
+    """The pairs of weight above 0 and their weights, every prompt alike but for them. UserError where there is none.
+
+    A batch of weight 0 would have no mean.
+    """
+    given = torch.ones(len(pairs)) if weights is None else weights
+    kept = [pair for pair, weight in zip(pairs, given.tolist(), strict=True) if weight > 0]
+    if not kept:
+        raise UserError(f"got {len(pairs)} pairs to train on, none of weight above 0: give at least one that counts")
+    return kept, prompt_weights([pair.prompt for pair in kept]) * given[given > 0]
+
+
 def one_epoch(run: Run, epoch: int, step: int) -> tuple[float, int]:
     """(mean loss, number of the next step) of one pass; its order follows from the seed and `epoch` alone."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
@@ -138,7 +155,7 @@ def one_epoch(run: Run, epoch: int, step: int) -> tuple[float, int]:
     for rows, images in zip(bar, loaded, strict=True):
         batch = [run.pairs[row] for row in rows.tolist()]
         for group in run.optimizer.param_groups:
-            group["lr"] = run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+            group["lr"] = group.get("rate", run.learning_rate) * min(1.0, (step + 1) / max(1, run.warmup_steps))
         loss = batch_loss(run, batch, images, run.weights[rows].to(run.backbone.device))
         if not loss.isfinite():
             raise UserError(f"the loss is no longer a number in epoch {epoch}: lower --learning-rate")
@@ -161,11 +178,11 @@ def batch_loss(
     scores = run.backbone.scale * (seen[rows] * texts[own].unsqueeze(1)).sum(-1)
     every = torch.arange(len(batch))
     loss = outcome_loss(scores.unsqueeze(0), table, every, weights.unsqueeze(0), run.objective, log_tie=run.log_tie)
-    if run.negatives and len(texts) > 1:
-        labels = labels_of(batch).to(weights)
+    labels = labels_of(batch).to(weights)
+    if run.negatives and len(texts) > 1 and (labels != 0.5).any():
         won = rows.gather(1, (labels < 0.5).long().unsqueeze(1)).squeeze(1)
         logits = run.backbone.scale * seen[won] @ texts.T
-        loss = loss + run.negatives * text_negatives(logits, own, weights * (labels != 0.5) + 1e-12)[0]
+        loss = loss + run.negatives * text_negatives(logits, own, weights * (labels != 0.5))[0]
     return loss
 
 
@@ -177,7 +194,8 @@ def embed(
     row, place = ({thing: number for number, thing in enumerate(things)} for things in (paths, prompts))
     mine = [prompts[i] for i in distributed.own_part(len(prompts))]
     with fast_autocast(backbone.device.type):
-        empty = torch.zeros(0, backbone.embedding_width, device=backbone.device)
+        # it has a gradient, or the other processes would wait in the backward pass for this one
+        empty = torch.zeros(0, backbone.embedding_width, device=backbone.device, requires_grad=torch.is_grad_enabled())
         seen = backbone.embed_images(images) if len(images) else empty
         texts = backbone.embed_prompts(mine) if mine else empty
     seen, texts = distributed.gather(seen.float(), len(paths)), distributed.gather(texts.float(), len(prompts))

@@ -10,8 +10,8 @@ from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 
 Tune = Literal["full", "last", "lora"]
 # what comes after the blocks of a tower, by the names of transformers and open_clip
-AFTER_BLOCKS = ("post_layernorm", "final_layer_norm", "ln_post", "ln_final", "projection", "visual.proj", "logit_scale",
-                "logit_bias", "vision_model.head", "text_model.head")  # fmt: skip
+AFTER_BLOCKS = ("post_layernorm", "final_layer_norm", "ln_post", "ln_final", "trunk.norm", "attn_pool", "projection",
+                "visual.proj", "logit_scale", "logit_bias", "vision_model.head", "text_model.head")  # fmt: skip
 
 
 def unfreeze(backbone: DualEncoder, tune: Tune, *, last_blocks: int, lora_rank: int, seed: int) -> None:
@@ -20,6 +20,9 @@ def unfreeze(backbone: DualEncoder, tune: Tune, *, last_blocks: int, lora_rank: 
     if tune == "last":
         if not len(backbone.vision_blocks) or not len(backbone.text_blocks):
             raise UserError("--train last got a model without transformer blocks in both towers: give --train full")
+        deepest = max(len(backbone.vision_blocks), len(backbone.text_blocks))
+        if last_blocks > deepest:
+            raise UserError(f"--last-blocks got {last_blocks}, allowed is 1 to {deepest}: the model has no more")
         for block in (*backbone.vision_blocks[-last_blocks:], *backbone.text_blocks[-last_blocks:]):
             block.requires_grad_(True)
         for name, parameter in model.named_parameters():
@@ -45,6 +48,7 @@ def merge(model: torch.nn.Module) -> None:
             module.merge()
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module.get_base_layer())
+    del model.peft_config
     model.requires_grad_(False)
 
 

@@ -76,13 +76,31 @@ def test_killed_and_resumed_is_never_killed(clip_folder: Path, pairs_file: Path,
         assert torch.equal(value, again.backbone.model.state_dict()[name]), name
 
 
-def test_pairs_of_weight_0_are_left_out(clip_folder: Path, pairs_file: Path) -> None:
+@pytest.mark.parametrize("batch_size", [64, 3])
+def test_pairs_of_weight_0_are_left_out(clip_folder: Path, pairs_file: Path, batch_size: int) -> None:
     pairs = read_pairs(pairs_file)
     weights = torch.cat([torch.ones(30), torch.zeros(30)])
-    silent, _ = tuned(pairs, clip_folder, epochs=1, weights=weights, batch_size=64)
-    half, _ = tuned(pairs[:30], clip_folder, epochs=1, batch_size=64)
+    silent, _ = tuned(pairs, clip_folder, epochs=1, weights=weights, batch_size=batch_size)
+    half, _ = tuned(pairs[:30], clip_folder, epochs=1, batch_size=batch_size)
     first, second = (r.backbone.model.visual_projection.weight for r in (silent, half))
-    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+    assert torch.equal(first, second)
+    with pytest.raises(UserError, match="got 60 pairs to train on, none of weight above 0"):
+        tuned(pairs, clip_folder, weights=torch.zeros(60))
+
+
+def test_davidsons_tie_parameter_is_trained_and_told(clip_folder: Path, pairs_file: Path) -> None:
+    """It rises where all are ties."""
+    ties = [Pair(pair.prompt, pair.image_0, pair.image_1, 0.5) for pair in read_pairs(pairs_file)]
+    _, lines = tuned(ties, clip_folder, loss="davidson", learning_rate=1e-6)
+    told = [line["log_tie"] for line in lines]
+    assert told == sorted(told) and told[-1] > 0.1
+    assert "log_tie" not in tuned(ties, clip_folder, epochs=1)[1][0]
+
+
+def test_ties_have_no_preferred_image_to_find_its_prompt(clip_folder: Path, pairs_file: Path) -> None:
+    ties = [Pair(pair.prompt, pair.image_0, pair.image_1, 0.5) for pair in read_pairs(pairs_file)]
+    losses = [tuned(ties, clip_folder, epochs=1, negatives=weight)[1][0]["loss"] for weight in (0.0, 1.0)]
+    assert losses[0] == losses[1]
 
 
 def test_negatives_ask_the_preferred_image_for_its_prompt(
@@ -110,6 +128,20 @@ def test_a_model_without_blocks_cannot_train_its_last_ones(
                   batch_size=1, warmup_steps=0, patience=1, tune="last")  # fmt: skip
 
 
+def test_no_more_blocks_than_there_are(clip_folder: Path, pairs_file: Path) -> None:
+    with pytest.raises(UserError, match="--last-blocks got 3, allowed is 1 to 2"):
+        tuned(read_pairs(pairs_file), clip_folder, tune="last", last_blocks=3)
+
+
+def test_adapters_leave_nothing_behind(clip_folder: Path, pairs_file: Path) -> None:
+    """A second round on the same model is as the first."""
+    pairs = read_pairs(pairs_file)
+    reward, _ = tuned(pairs, clip_folder, tune="lora", epochs=1)
+    untouched = CLIPBackbone.load(clip_folder).model
+    assert vars(reward.backbone.model).keys() == vars(untouched).keys()
+    assert [type(m) for m in reward.backbone.model.modules()] == [type(m) for m in untouched.modules()]
+
+
 def test_pictures_are_decoded_once_and_kept_within_bounds(
     backbone: CLIPBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,11 +157,11 @@ def test_pictures_are_decoded_once_and_kept_within_bounds(
     batch = pictures.load(files[:3])
     torch.testing.assert_close(batch[1], load_image(files[1]))
     pictures.load(files[:3])
-    assert decoded == files[:3]
+    assert sorted(decoded) == files[:3]
     pictures.load([files[3]])  # takes the place of the one used longest ago
     assert pictures.bytes <= pictures.most_bytes and list(pictures.kept) == files[1:]
     pictures.load([files[0]])
-    assert decoded == [*files, files[0]]
+    assert decoded[3:] == [files[3], files[0]]
 
 
 def test_each_image_and_prompt_of_a_batch_is_encoded_once(backbone: CLIPBackbone, tmp_path: Path) -> None:
@@ -143,23 +175,31 @@ def test_each_image_and_prompt_of_a_batch_is_encoded_once(backbone: CLIPBackbone
 
 
 def test_two_processes_give_the_weights_of_one(clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
-    """Under `accelerate launch`, with in-batch negatives, and batches that two do not divide."""
-    pairs = read_pairs(pairs_file)[:33]
-    write_pairs(pairs, tmp_path / "pairs.jsonl")
-    options = ["--data", tmp_path / "pairs.jsonl", "--model", clip_folder, "--train", "full", "--epochs", 2, "--batch-size", 7,
-               "--learning-rate", 1e-3, "--negatives", 0.5, "--validation", 0.2]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "mmrlhf"]  # fmt: skip
-    command = [*launch, "reward", "train", *map(str, options), "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    """Under `accelerate launch`, with in-batch negatives, batches that two do not divide, and one of a single prompt."""
+    write_pairs(read_pairs(pairs_file)[:33], tmp_path / "pairs.jsonl")
+    options = ["--data", tmp_path / "pairs.jsonl", "--model", clip_folder, "--train", "full", "--epochs", 2,
+               "--batch-size", 5, "--learning-rate", 1e-3, "--negatives", 0.5, "--validation", 0.2,
+               "--device", "cpu"]  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mmrlhf import distributed\nfrom mmrlhf.cli import main\nmain()\nprint('one of', distributed.size())\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    # --cpu would start a single process; --multi_gpu starts two where there is no GPU, too
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", script]  # fmt: skip
+    command = [*launch, "reward", "train", *options, "--out", tmp_path / "two"]
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("one of 2") == 2
     assert done.stdout.count("the reward is in") == 1
-    train(TrainConfig(tmp_path / "pairs.jsonl", tmp_path / "one", model=str(clip_folder), train="full", epochs=2, batch_size=7,
-                      learning_rate=1e-3, negatives=0.5, validation=0.2))  # fmt: skip
+    train(TrainConfig(tmp_path / "pairs.jsonl", tmp_path / "one", model=str(clip_folder), train="full", epochs=2,
+                      batch_size=5, learning_rate=1e-3, negatives=0.5, validation=0.2, device="cpu"))  # fmt: skip
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-4, msg=name)
+        # a bias of the keys shifts all logits of a query alike: its gradient is rounding, which Adam brings to full size
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-4, msg=name)
     losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
               for name in ("one", "two")]  # fmt: skip
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
