@@ -58,6 +58,8 @@ EXTRAS = {
     "accelerate": "diffusion",
     "gradio": "apps",
     "sklearn": "selection",
+    "fastapi": "rewards",
+    "uvicorn": "rewards",
     "open_clip": "rewards",
     "ijson": "rewards",
     "pyarrow": "rewards",

@@ -172,7 +172,7 @@ def make_optimizer(head: HeadEnsemble, log_tie: Tensor, how: HeadSettings) -> to
     free = ("gaps", "output_bias")
     decayed = [value for name, value in head.named_parameters() if name not in free]
     others = [value for name, value in head.named_parameters() if name in free]
-    groups = [{"params": decayed}, {"params": [*others, log_tie], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": [*others, log_tie], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=how.learning_rate, weight_decay=how.weight_decay)
 
 
