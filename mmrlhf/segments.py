@@ -1,0 +1,234 @@
+"""Labels on spans: of an answer's characters, of denoising steps, of a trajectory's skills; a JSON object an item.
+
+`{"item", "prompt", "image", "answer" or "steps", "group", "annotator", "segments": [SEGMENT, …]}`, a SEGMENT being
+`{"start", "end", "tag" or "score", "correction"}`; item or prompt, an answer or steps, and segments must be there.
+A span is [start, end): of code points of `answer` (Python's characters), or of `steps` steps.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mmrlhf.answers import answer_of
+from mmrlhf.data import carried_of, image_of, prompt_of, read_rows, relative, write_jsonl
+from mmrlhf.errors import UserError
+from mmrlhf.images import content_hash
+from mmrlhf.types import SegmentLabel
+
+TAGS: tuple[str, ...] = get_args(get_type_hints(SegmentLabel)["tag"])
+COLUMNS = ("segments",)
+OPTIONAL_COLUMNS = ("item", "prompt", "image", "answer", "steps", "group", "annotator")
+SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which no file can hold
+SEGMENT_COLUMNS = ("start", "end", "tag", "score", "correction")
+
+
+@dataclass(frozen=True)
+class SegmentScore:
+    """A score of the span [start, end) of an item, on the annotator's own scale; more is better."""
+
+    item: str
+    start: int
+    end: int
+    score: float
+
+
+Segment = SegmentLabel | SegmentScore
+
+
+@dataclass(frozen=True)
+class SegmentedItem:
+    """What was judged in parts: an `answer`, or something of `steps` denoising steps or skills (exactly one of the two is given).
+
+    `item` names it; without a name of its own it is the content hash of prompt, image name and answer. Segments may overlap
+    where they say the same. What no segment covers was not judged, see `with_rest`.
+    """
+
+    item: str
+    segments: tuple[Segment, ...]
+    prompt: str = ""
+    answer: str | None = None
+    steps: int | None = None
+    image: Path | None = None
+    group: str = ""
+    annotator: str = ""
+
+    @property
+    def length(self) -> int:
+        """How far spans may reach."""
+        return len(self.answer) if self.answer is not None else self.steps or 0
+
+    @property
+    def unit(self) -> str:
+        """What is independent of everything else: the group, else the prompt about its image, else the item."""
+        asked = (
+            f"{self.prompt}\n{self.image}" if self.image is not None else self.prompt
+        )  # "Describe this." is not one prompt
+        return self.group or asked or self.item
+
+
+def read_segments(path: Path) -> list[SegmentedItem]:
+    """The items of a SEGMENTS.jsonl, in order; paths in it are relative to the file. UserError names the bad row."""
+    return list(read_rows(path, COLUMNS, OPTIONAL_COLUMNS, segmented_item_of))
+
+
+def write_segments(items: Sequence[SegmentedItem], path: Path) -> None:
+    """Write a file that `read_segments` reads back equal; whole or not at all. UserError for an item that it would refuse."""
+    rows = [segments_row(item, path) for item in items]
+    for item, row in zip(items, rows, strict=True):
+        segmented_item_of(row, path.parent, f"item '{item.item:.60}'")
+    write_jsonl(rows, path)
+
+
+def tag_values(irrelevant: float = 0.0) -> dict[str, float]:
+    """What a tag is worth as a number: correct 1, misleading -1, irrelevant 0, for it neither helps nor deceives.
+
+    A task that pays for brevity may make `irrelevant` a little worse than nothing; it stays between the other two.
+    """
+    if not -1 < irrelevant < 1:
+        raise UserError(
+            f"the value of irrelevant got {irrelevant}, allowed is above -1 (misleading) and below 1 (correct)"
+        )
+    return {"correct": 1.0, "irrelevant": float(irrelevant), "misleading": -1.0}
+
+
+def tags_to_values(segments: Sequence[Segment], irrelevant: float = 0.0) -> list[float]:
+    """A number for each segment: its score, or what its tag is worth (see `tag_values`)."""
+    worth = tag_values(irrelevant)
+    return [segment.score if isinstance(segment, SegmentScore) else worth[segment.tag] for segment in segments]
+
+
+def with_rest(item: SegmentedItem, tag: str = "correct") -> SegmentedItem:
+    """The item with `tag` on each stretch that no segment covers: where annotators mark only what is wrong.
+
+    Of an answer without the white space at the ends of a stretch, and none that is white space alone.
+    """
+    if tag not in TAGS:
+        raise UserError(f"the tag of the rest got '{tag}', allowed are {', '.join(TAGS)}")
+    rest, reached = [], 0
+    for start, end in [*sorted((s.start, s.end) for s in item.segments), (item.length, item.length)]:
+        first, last = reached, start
+        if item.answer is not None and first < last:
+            gap = item.answer[first:last]
+            first, last = first + len(gap) - len(gap.lstrip()), last - len(gap) + len(gap.rstrip())
+        if first < last:
+            rest.append(SegmentLabel(item.item, first, last, tag))  # type: ignore[arg-type]  # one of TAGS
+        reached = max(reached, end)
+    return replace(item, segments=tuple(sorted([*item.segments, *rest], key=lambda s: (s.start, s.end))))
+
+
+def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> SegmentedItem:
+    """A checked row as a `SegmentedItem`."""
+    if ("answer" in row) == ("steps" in row):
+        both = "both" if "answer" in row else "neither"
+        raise UserError(f"{where} has {both} answer and steps: give the one that was judged")
+    if not isinstance(row.get("item", ""), str) or SURROGATES.search(row.get("item", "")):
+        raise UserError(f"{where}: item got {row['item']!r:.80}, allowed is a text")
+    if not row.get("item") and not row.get("prompt"):
+        raise UserError(f"{where} has neither item nor prompt: give a name, or the prompt")
+    prompt = prompt_of(row, where) if "prompt" in row else ""
+    answer = answer_of(row, "answer", where) if "answer" in row else None
+    steps = None if "steps" not in row else steps_of(row["steps"], where)
+    image = image_of(row, "image", folder, where) if row.get("image") is not None else None
+    named = json.dumps([prompt, row.get("image"), answer, steps], ensure_ascii=False)
+    name = row.get("item") or content_hash(named.encode())
+    item = SegmentedItem(name, (), prompt, answer, steps, image, **carried_of(row, where))
+    if not isinstance(row["segments"], list):
+        raise UserError(f"{where}: segments got {row['segments']!r:.80}, allowed is a list of objects")
+    segments = tuple(
+        segment_of(value, item, f"{where} segment {i}") for i, value in enumerate(row["segments"], start=1)
+    )
+    refuse_contradictions(segments, where)
+    return replace(item, segments=segments)
+
+
+def segment_of(value: Any, item: SegmentedItem, where: str) -> Segment:
+    """One object of `segments`. UserError for a span outside the item, and for a tag, score or correction not allowed."""
+    if not isinstance(value, dict) or not {"start", "end"} <= value.keys() <= set(SEGMENT_COLUMNS):
+        got = ", ".join(value) if isinstance(value, dict) else repr(value)
+        raise UserError(f"{where} got {got:.80}, allowed are start, end, tag or score, and correction")
+    if ("tag" in value) == ("score" in value):
+        raise UserError(f"{where} has {'both' if 'tag' in value else 'neither'} tag and score: give one of them")
+    start, end = value["start"], value["end"]
+    if not is_whole(start) or not is_whole(end) or not 0 <= start < end <= item.length:
+        unit = "steps" if item.answer is None else "characters (code points, not bytes)"
+        raise UserError(
+            f"{where}: start got {start!r}, end {end!r}, allowed is 0 <= start < end <= {item.length} {unit}"
+        )
+    correction = correction_of(value, item, where)
+    if "tag" in value:
+        if value["tag"] not in TAGS:
+            raise UserError(f"{where}: tag got {value['tag']!r:.80}, allowed are {', '.join(TAGS)}")
+        return SegmentLabel(item.item, start, end, value["tag"], correction)
+    score = value["score"]
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise UserError(f"{where}: score got {score!r:.80}, allowed is a finite number")
+    return SegmentScore(item.item, start, end, float(score))
+
+
+def correction_of(value: dict[str, Any], item: SegmentedItem, where: str) -> str | None:
+    """What a span should be instead, "" to delete it. UserError where it is no text, or contradicts the tag."""
+    correction = value.get("correction")
+    if correction is None:
+        return None
+    if not isinstance(correction, str) or SURROGATES.search(correction):
+        raise UserError(f"{where}: correction got {correction!r:.80}, allowed is a text, empty to delete the span")
+    if value.get("tag") not in ("misleading", "irrelevant"):
+        said = f"tag '{value['tag']}'" if "tag" in value else "a score"
+        raise UserError(
+            f"{where} has {said:.80} and a correction: leave it out, or tag the span misleading or irrelevant"
+        )
+    if item.answer is not None and correction == item.answer[value["start"] : value["end"]]:
+        raise UserError(
+            f"{where} is {value['tag']}, but its correction is what stands there: leave it out, or mend the tag"
+        )
+    return correction
+
+
+def refuse_contradictions(segments: Sequence[Segment], where: str) -> None:
+    """UserError for a span that is judged twice, and for overlapping spans of different tags."""
+    reach: dict[str, SegmentLabel] = {}  # of each tag, the segment that ends last so far
+    judged: set[tuple[int, int]] = set()
+    for segment in sorted(segments, key=lambda s: s.start):
+        if (segment.start, segment.end) in judged:
+            raise UserError(f"{where} judges the span {segment.start} to {segment.end} twice: keep one of the two")
+        judged.add((segment.start, segment.end))
+        if isinstance(segment, SegmentScore):
+            continue
+        for tag, other in reach.items():
+            if tag != segment.tag and segment.start < other.end:
+                raise UserError(
+                    f"{where}: {other.start} to {other.end} is {tag}, {segment.start} to {segment.end} is {segment.tag}, but "
+                    "they overlap: end one where the other starts"
+                )
+        if segment.tag not in reach or segment.end > reach[segment.tag].end:
+            reach[segment.tag] = segment
+
+
+def segments_row(item: SegmentedItem, file: Path) -> dict[str, Any]:
+    """An item as a line of `file`."""
+    row: dict[str, Any] = {
+        name: value for name in ("item", "prompt", "group", "annotator") if (value := getattr(item, name))
+    }
+    row |= {"image": relative(item.image, file)} if item.image is not None else {}
+    row |= {name: value for name in ("answer", "steps") if (value := getattr(item, name)) is not None}
+    return row | {"segments": [segment_row(segment) for segment in item.segments]}
+
+
+def segment_row(segment: Segment) -> dict[str, Any]:
+    """A segment as an object of `segments`."""
+    said = asdict(segment)
+    return {name: said[name] for name in SEGMENT_COLUMNS if said.get(name) is not None}
+
+
+def steps_of(value: Any, where: str) -> int:
+    if not is_whole(value) or value < 1:
+        raise UserError(f"{where}: steps got {value!r:.80}, allowed is a whole number, 1 or more")
+    return value
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
