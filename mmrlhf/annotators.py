@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
+from mmrlhf.answers import AnswerPair
 from mmrlhf.data import Pair
 from mmrlhf.errors import UserError
 
@@ -73,10 +74,10 @@ def reliabilities(found: DawidSkene) -> Float[np.ndarray, " a"]:
     return np.clip((accuracy - chance) / (1 - chance), 0, 1) if chance < 1 else np.ones(len(accuracy))
 
 
-def annotator_weights(pairs: Sequence[Pair]) -> tuple[Float[np.ndarray, " n"], dict[str, float]]:
+def annotator_weights(pairs: Sequence[Pair | AnswerPair]) -> tuple[Float[np.ndarray, " n"], dict[str, float]]:
     """(the reliability of each judgement's annotator, the same by name); ({}, and all 1) where nothing can be told.
 
-    That is where no pair was judged by two annotators. Outcomes are first, tie, second (soft labels by their side); which image
+    That is where no pair was judged by two annotators. Outcomes are first, tie, second (soft labels by their side); which of two
     comes first is arbitrary, so that every answer counts in both orders.
     """
     judged = [pair for pair in pairs if pair.has_label]
@@ -86,11 +87,9 @@ def annotator_weights(pairs: Sequence[Pair]) -> tuple[Float[np.ndarray, " n"], d
     questions: dict[tuple[object, ...], int] = {}
     units, annotators, answers = [], [], []
     for pair in judged:
-        for first, second, label in (
-            (pair.image_0, pair.image_1, pair.label_0),
-            (pair.image_1, pair.image_0, 1 - pair.label_0),
-        ):
-            units.append(questions.setdefault((pair.prompt, pair.criterion, first, second), len(questions)))
+        asked, (first, second) = question_of(pair), sides_of(pair)
+        for order, label in (((first, second), pair.label_0), ((second, first), 1 - pair.label_0)):
+            units.append(questions.setdefault((asked, order), len(questions)))
             annotators.append(names[pair.annotator])
             answers.append(1 + int(np.sign(label - 0.5)))
     found = dawid_skene(np.array(units), np.array(annotators), np.array(answers), 3, shrinkage=SHRINKAGE)
@@ -98,11 +97,21 @@ def annotator_weights(pairs: Sequence[Pair]) -> tuple[Float[np.ndarray, " n"], d
     return np.array([by_name.get(pair.annotator, 1.0) for pair in pairs]), by_name
 
 
-def overlapping(pairs: Sequence[Pair]) -> bool:
+def overlapping(pairs: Sequence[Pair | AnswerPair]) -> bool:
     """Whether two annotators judged the same pair."""
     first: dict[tuple[object, ...], str] = {}
     for pair in pairs:
-        key = (pair.prompt, pair.criterion, frozenset((pair.image_0, pair.image_1)))
+        key = (question_of(pair), frozenset(sides_of(pair)))
         if first.setdefault(key, pair.annotator) != pair.annotator:
             return True
     return False
+
+
+def question_of(pair: Pair | AnswerPair) -> tuple[object, ...]:
+    """What was asked of the two sides."""
+    return (pair.prompt, pair.criterion, pair.image if isinstance(pair, AnswerPair) else None)
+
+
+def sides_of(pair: Pair | AnswerPair) -> tuple[object, object]:
+    """The two images, or answers."""
+    return (pair.answer_0, pair.answer_1) if isinstance(pair, AnswerPair) else (pair.image_0, pair.image_1)

@@ -43,6 +43,12 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """Print a line once, whatever the number of processes."""
+    if is_main_process():
+        print(text)
+
+
 def wait() -> None:
     """Wait for all the others."""
     if size() > 1:

@@ -1,7 +1,9 @@
 """Rewards by name or folder: `load_reward` is what every `--reward` goes through."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import SETTINGS, CLIPReward
@@ -10,6 +12,9 @@ from mmrlhf.rewards.rules.python_function import FunctionReward
 from mmrlhf.rewards.rules.simple import Brightness, Colourfulness, JpegSize, Redness, Warmth
 from mmrlhf.rewards.rules.word_coverage import WordCoverage
 from mmrlhf.types import Reward
+
+if TYPE_CHECKING:
+    from mmrlhf.rewards.language.model import LanguageReward
 
 # name -> what makes it; the models among them are loaded only then
 REWARDS: dict[str, Callable[[], Reward]] = {
@@ -40,7 +45,7 @@ def load_reward(name: str | Path) -> Reward:
         return load_combination(Path(name))
     folder = Path(name)
     if (folder / SETTINGS).is_file():
-        return CLIPReward.load(folder)
+        return load_trained(folder)
     if is_published(folder):
         from mmrlhf.rewards.published import load_published
 
@@ -55,6 +60,23 @@ def load_reward(name: str | Path) -> Reward:
         f"reward '{name}' {what}: allowed are {', '.join(REWARDS)}, a folder that `mmrlhf reward train` wrote, "
         "a published scorer, python:FILE.py:FUNCTION, or a combination's FILE.yaml"
     )
+
+
+def load_trained(folder: Path) -> "CLIPReward | LanguageReward":
+    """The reward that `mmrlhf reward train` wrote: one that reads, or an image-text one."""
+    if kind_of(folder) != "language":
+        return CLIPReward.load(folder)
+    from mmrlhf.rewards.language.model import LanguageReward
+
+    return LanguageReward.load(folder)
+
+
+def kind_of(folder: Path) -> str:
+    """What reward.json says that a reward is; "" where there is none."""
+    try:
+        return str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def is_published(path: Path) -> bool:

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from mmrlhf import distributed
 from mmrlhf.annotators import annotator_weights
-from mmrlhf.answers import AnswerPair
+from mmrlhf.answers import AnswerPair, read_answer_pairs
 from mmrlhf.data import Pair
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
 from mmrlhf.rewards.clip import CLIPReward
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,44 +44,59 @@ def gather(
     """Read the new judgements, and draw so many of the earlier ones that they are at most `replay_share` of all."""
     new = read_judgements(data, on_fault)
     old = [] if replay is None else read_judgements(replay, on_fault)
-    count = min(len(old), round(len(new) * replay_share / (1 - replay_share)))
-    chosen = np.random.default_rng(seed).permutation(len(old))[:count]
-    replayed = [old[i] for i in sorted(chosen.tolist())]
+    replayed = some_of(old, len(new), replay_share, seed)
     return Judgements(new, replayed, old, reliabilities([*new, *replayed]) if annotators == "weigh" else {})
+
+
+def some_of(old: Sequence[T], count: int, share: float, seed: int) -> list[T]:
+    """So many of the earlier judgements, drawn at random, that beside `count` new ones they are at most `share` of all."""
+    wanted = min(len(old), round(count * share / (1 - share)))
+    return [old[i] for i in sorted(np.random.default_rng(seed).permutation(len(old))[:wanted].tolist())]
 
 
 def read_judgements(path: Path, on_fault: Literal["refuse", "skip"]) -> list[Outcome]:
     """The judgements on images of a file; with `skip`, those without a fault (images are decoded to see), the others counted."""
     if on_fault == "refuse":
         return read_outcomes(path)
+    return [judgement for judgement in without_faults(path, "outcomes") if not isinstance(judgement, AnswerPair)]
+
+
+def read_answers(path: Path, on_fault: Literal["refuse", "skip"]) -> list[AnswerPair]:
+    """The same of comparisons of answers."""
+    if on_fault == "refuse":
+        return read_answer_pairs(path)
+    return [judgement for judgement in without_faults(path, "answers") if isinstance(judgement, AnswerPair)]
+
+
+def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> list[Outcome | AnswerPair]:
+    """What can be used; says how much cannot. UserError where nothing can."""
     from mmrlhf.datasets.checked import checked
     from mmrlhf.datasets.rows import Fault
 
-    found: list[Outcome] = []
-    faults: list[Fault] = []
-    for row in checked("outcomes", path, None):
-        if isinstance(row, Fault):
-            faults.append(row)
-        elif not isinstance(row.judgement, AnswerPair):
-            found.append(row.judgement)
+    rows = list(checked(format_name, path, None))
+    faults = [row for row in rows if isinstance(row, Fault)]
+    found = [row.judgement for row in rows if not isinstance(row, Fault)]
     if faults:
-        print(f"note: {len(faults)} rows of {path} are left out, the first is {faults[0].where}: {faults[0].problem}")
+        distributed.say(
+            f"note: {len(faults)} rows of {path} are left out, the first is {faults[0].where}: {faults[0].problem}"
+        )
     if not found:
         raise UserError(f"no row of {path} can be used: see `mmrlhf data validate`")
     return found
 
 
-def reliabilities(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def reliabilities(outcomes: Sequence[Outcome | AnswerPair]) -> dict[str, float]:
     """The reliability of each annotator of a pair, {} where nothing can be told; says so."""
-    _, found = annotator_weights([outcome for outcome in outcomes if isinstance(outcome, Pair)])
+    _, found = annotator_weights([outcome for outcome in outcomes if isinstance(outcome, Pair | AnswerPair)])
     if not found:
-        print("note: no pair was judged by two named annotators, so that all count alike")
+        distributed.say("note: no pair was judged by two named annotators, so that all count alike")
     elif max(found.values()) == 0:
         raise UserError(
             "no annotator agrees with another beyond chance: train with --annotators ignore, or mend the labels"
         )
     else:
-        print("reliability of annotators: " + ", ".join(f"{name or '(unnamed)'} {r:.2f}" for name, r in found.items()))
+        shown = ", ".join(f"{name or '(unnamed)'} {r:.2f}" for name, r in found.items())
+        distributed.say(f"reliability of annotators: {shown}")
     return found
 
 
