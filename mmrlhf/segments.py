@@ -6,15 +6,15 @@ A span is [start, end): of code points of `answer` (Python's characters), or of 
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mmrlhf.answers import answer_of
-from mmrlhf.data import carried_of, image_of, prompt_of, read_rows, relative, write_jsonl
+from mmrlhf.data import image_of, prompt_of, read_rows, relative, write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.types import SegmentLabel
@@ -64,9 +64,8 @@ class SegmentedItem:
     @property
     def unit(self) -> str:
         """What is independent of everything else: the group, else the prompt about its image, else the item."""
-        asked = (
-            f"{self.prompt}\n{self.image}" if self.image is not None else self.prompt
-        )  # "Describe this." is not one prompt
+        # "Describe this." asks something else of each image
+        asked = self.prompt if self.image is None else f"{self.prompt}\n{self.image}"
         return self.group or asked or self.item
 
 
@@ -76,10 +75,14 @@ def read_segments(path: Path) -> list[SegmentedItem]:
 
 
 def write_segments(items: Sequence[SegmentedItem], path: Path) -> None:
-    """Write a file that `read_segments` reads back equal; whole or not at all. UserError for an item that it would refuse."""
+    """Write a file that `read_segments` reads back equal (up to how paths are spelled); whole or not at all.
+
+    What a segment belongs to is not written with it: when read, it is the item around it. UserError for an item that
+    `read_segments` would refuse.
+    """
     rows = [segments_row(item, path) for item in items]
     for item, row in zip(items, rows, strict=True):
-        segmented_item_of(row, path.parent, f"item '{item.item:.60}'")
+        segmented_item_of(row, path.parent, f"item {item.item!r:.60}")
     write_jsonl(rows, path)
 
 
@@ -125,17 +128,18 @@ def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> Segmente
     if ("answer" in row) == ("steps" in row):
         both = "both" if "answer" in row else "neither"
         raise UserError(f"{where} has {both} answer and steps: give the one that was judged")
-    if not isinstance(row.get("item", ""), str) or SURROGATES.search(row.get("item", "")):
-        raise UserError(f"{where}: item got {row['item']!r:.80}, allowed is a text")
-    if not row.get("item") and not row.get("prompt"):
+    texts = {name: row.get(name, "") for name in ("item", "group", "annotator")}
+    for name, text in texts.items():
+        if not isinstance(text, str) or SURROGATES.search(text):
+            raise UserError(f"{where}: {name} got {text!r:.80}, allowed is a text of whole characters")
+    if not texts["item"] and not row.get("prompt"):
         raise UserError(f"{where} has neither item nor prompt: give a name, or the prompt")
     prompt = prompt_of(row, where) if "prompt" in row else ""
     answer = answer_of(row, "answer", where) if "answer" in row else None
     steps = None if "steps" not in row else steps_of(row["steps"], where)
     image = image_of(row, "image", folder, where) if row.get("image") is not None else None
-    named = json.dumps([prompt, row.get("image"), answer, steps], ensure_ascii=False)
-    name = row.get("item") or content_hash(named.encode())
-    item = SegmentedItem(name, (), prompt, answer, steps, image, **carried_of(row, where))
+    texts["item"] = texts["item"] or content_hash(json.dumps([prompt, row.get("image"), answer, steps]).encode())
+    item = SegmentedItem(segments=(), prompt=prompt, answer=answer, steps=steps, image=image, **texts)
     if not isinstance(row["segments"], list):
         raise UserError(f"{where}: segments got {row['segments']!r:.80}, allowed is a list of objects")
     segments = tuple(
@@ -148,23 +152,24 @@ def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> Segmente
 def segment_of(value: Any, item: SegmentedItem, where: str) -> Segment:
     """One object of `segments`. UserError for a span outside the item, and for a tag, score or correction not allowed."""
     if not isinstance(value, dict) or not {"start", "end"} <= value.keys() <= set(SEGMENT_COLUMNS):
-        got = ", ".join(value) if isinstance(value, dict) else repr(value)
-        raise UserError(f"{where} got {got:.80}, allowed are start, end, tag or score, and correction")
+        got = list(value) if isinstance(value, dict) else value
+        raise UserError(f"{where} got {got!r:.80}, allowed are start, end, tag or score, and correction")
     if ("tag" in value) == ("score" in value):
         raise UserError(f"{where} has {'both' if 'tag' in value else 'neither'} tag and score: give one of them")
     start, end = value["start"], value["end"]
     if not is_whole(start) or not is_whole(end) or not 0 <= start < end <= item.length:
         unit = "steps" if item.answer is None else "characters (code points, not bytes)"
         raise UserError(
-            f"{where}: start got {start!r}, end {end!r}, allowed is 0 <= start < end <= {item.length} {unit}"
+            f"{where}: start got {start!r:.40}, end {end!r:.40}, allowed is 0 <= start < end <= {item.length} {unit}"
         )
+    if "tag" in value and value["tag"] not in TAGS:
+        raise UserError(f"{where}: tag got {value['tag']!r:.80}, allowed are {', '.join(TAGS)}")
     correction = correction_of(value, item, where)
     if "tag" in value:
-        if value["tag"] not in TAGS:
-            raise UserError(f"{where}: tag got {value['tag']!r:.80}, allowed are {', '.join(TAGS)}")
         return SegmentLabel(item.item, start, end, value["tag"], correction)
     score = value["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    largest = sys.float_info.max  # JSON's whole numbers know no bound
+    if isinstance(score, bool) or not isinstance(score, int | float) or not -largest <= score <= largest:
         raise UserError(f"{where}: score got {score!r:.80}, allowed is a finite number")
     return SegmentScore(item.item, start, end, float(score))
 
@@ -178,9 +183,7 @@ def correction_of(value: dict[str, Any], item: SegmentedItem, where: str) -> str
         raise UserError(f"{where}: correction got {correction!r:.80}, allowed is a text, empty to delete the span")
     if value.get("tag") not in ("misleading", "irrelevant"):
         said = f"tag '{value['tag']}'" if "tag" in value else "a score"
-        raise UserError(
-            f"{where} has {said:.80} and a correction: leave it out, or tag the span misleading or irrelevant"
-        )
+        raise UserError(f"{where} has {said} and a correction: leave it out, or tag the span misleading or irrelevant")
     if item.answer is not None and correction == item.answer[value["start"] : value["end"]]:
         raise UserError(
             f"{where} is {value['tag']}, but its correction is what stands there: leave it out, or mend the tag"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.answers import AnswerPair
-from mmrlhf.data import relative
+from mmrlhf.segments import SegmentedItem, segments_row
 from mmrlhf.types import SegmentLabel
 
 # a word, or a sign, with the space before it, so that the tokens of a text are the text
@@ -48,8 +48,5 @@ def changes(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int, int,
 def segments_line(pair: AnswerPair, file: Path) -> dict[str, Any]:
     """A correction as a line of the segment file `file`: what was wrong in the answer that lost."""
     wrong, right = (pair.answer_1, pair.answer_0) if pair.label_0 > 0.5 else (pair.answer_0, pair.answer_1)
-    segments = [
-        {"start": s.start, "end": s.end, "tag": s.tag, "correction": s.correction} for s in corrections(wrong, right)
-    ]
-    image = {} if pair.image is None else {"image": relative(pair.image, file)}
-    return {"prompt": pair.prompt, **image, "answer": wrong, "segments": segments}
+    item = SegmentedItem("", tuple(corrections(wrong, right)), pair.prompt, wrong, image=pair.image, group=pair.group)
+    return segments_row(item, file)

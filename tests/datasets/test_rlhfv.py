@@ -8,9 +8,12 @@ import pytest
 
 from mmrlhf.answers import AnswerPair, read_answer_pairs
 from mmrlhf.datasets import reader
+from mmrlhf.datasets.corrections import corrections
 from mmrlhf.datasets.importing import ImportConfig, import_data
 from mmrlhf.datasets.rows import Fault, Row
 from mmrlhf.images import content_hash
+from mmrlhf.segments import read_segments
+from mmrlhf.types import SegmentLabel
 from tests.datasets.files import json_file, jsonl, parquet, picture, touch
 
 TEXTS = {"question": "What is it?", "chosen": "A black cat on a mat.", "rejected": "A red cat on a big mat."}
@@ -38,6 +41,22 @@ def test_pairs_and_their_corrected_spans(tmp_path: Path) -> None:
         {"start": 1, "end": 5, "tag": "misleading", "correction": " black"},
         {"start": 14, "end": 18, "tag": "misleading", "correction": ""},
     ]
+
+
+def test_the_corrected_spans_are_read_as_labels(tmp_path: Path) -> None:
+    other = TEXTS | {"chosen": "Ein 𝄞 und ein Hund, ja.", "rejected": "Der 𝄞 und Hund."}
+    rows = [published(1), published(2, text=json.dumps(other))]
+    import_data(ImportConfig("rlhfv", parquet(rows, tmp_path / "x.parquet"), tmp_path / "out"))
+    pairs = read_answer_pairs(tmp_path / "out" / "answers.jsonl")
+    items = read_segments(tmp_path / "out" / "segments.jsonl")
+    assert len({item.item for item in items}) == 2
+    for pair, item in zip(pairs, items, strict=True):
+        assert (item.prompt, item.answer, item.image) == (pair.prompt, pair.answer_1, pair.image)
+        spans = [
+            SegmentLabel(item.item, s.start, s.end, s.tag, s.correction)
+            for s in corrections(pair.answer_1, pair.answer_0)
+        ]
+        assert list(item.segments) == spans != []
 
 
 def test_older_layouts(tmp_path: Path) -> None:
