@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mmrlhf.answers import AnswerPair
-from mmrlhf.data import Pair
+from mmrlhf.answers import Comparison, question_of, sides_of
 from mmrlhf.errors import UserError
 
 SHRINKAGE = 5.0  # imagined answers of the average annotator that each one gets, so that a few answers prove little
@@ -74,7 +73,7 @@ def reliabilities(found: DawidSkene) -> Float[np.ndarray, " a"]:
     return np.clip((accuracy - chance) / (1 - chance), 0, 1) if chance < 1 else np.ones(len(accuracy))
 
 
-def annotator_weights(pairs: Sequence[Pair | AnswerPair]) -> tuple[Float[np.ndarray, " n"], dict[str, float]]:
+def annotator_weights(pairs: Sequence[Comparison]) -> tuple[Float[np.ndarray, " n"], dict[str, float]]:
     """(the reliability of each judgement's annotator, the same by name); ({}, and all 1) where nothing can be told.
 
     That is where no pair was judged by two annotators. Outcomes are first, tie, second (soft labels by their side); which of two
@@ -97,7 +96,7 @@ def annotator_weights(pairs: Sequence[Pair | AnswerPair]) -> tuple[Float[np.ndar
     return np.array([by_name.get(pair.annotator, 1.0) for pair in pairs]), by_name
 
 
-def overlapping(pairs: Sequence[Pair | AnswerPair]) -> bool:
+def overlapping(pairs: Sequence[Comparison]) -> bool:
     """Whether two annotators judged the same pair."""
     first: dict[tuple[object, ...], str] = {}
     for pair in pairs:
@@ -105,13 +104,3 @@ def overlapping(pairs: Sequence[Pair | AnswerPair]) -> bool:
         if first.setdefault(key, pair.annotator) != pair.annotator:
             return True
     return False
-
-
-def question_of(pair: Pair | AnswerPair) -> tuple[object, ...]:
-    """What was asked of the two sides."""
-    return (pair.prompt, pair.criterion, pair.image if isinstance(pair, AnswerPair) else None)
-
-
-def sides_of(pair: Pair | AnswerPair) -> tuple[object, object]:
-    """The two images, or answers."""
-    return (pair.answer_0, pair.answer_1) if isinstance(pair, AnswerPair) else (pair.image_0, pair.image_1)

@@ -1,5 +1,6 @@
 """Two answers to one prompt, compared, about an image where there is one; a JSON object a line."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 
 from mmrlhf.data import (
     JUDGEMENT_COLUMNS,
+    Pair,
     carried,
     carried_of,
     image_of,
     label_of,
     margin_of,
     prompt_of,
+    read_pairs,
     read_rows,
     relative,
     write_jsonl,
@@ -51,9 +54,40 @@ class AnswerPair:
         return self.group or self.prompt
 
 
+Comparison = Pair | AnswerPair
+
+
+def question_of(pair: Comparison) -> tuple[str, str, str]:
+    """What was asked of the two sides: criterion, prompt and, of answers, the image."""
+    image = pair.image if isinstance(pair, AnswerPair) else None
+    return pair.criterion, pair.prompt, str(image or "")
+
+
+def sides_of(pair: Comparison) -> tuple[str, str]:
+    """The two images' paths, or answers."""
+    if isinstance(pair, AnswerPair):
+        return pair.answer_0, pair.answer_1
+    return str(pair.image_0), str(pair.image_1)
+
+
 def read_answer_pairs(path: Path) -> list[AnswerPair]:
     """The comparisons of an ANSWERS.jsonl, in order; paths in it are relative to the file. UserError names the bad row."""
     return list(read_rows(path, ANSWER_COLUMNS, OPTIONAL_ANSWER_COLUMNS, answer_pair_of))
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """The comparisons of an ANSWERS.jsonl or a PAIRS.jsonl, whichever it is."""
+    return list(read_answer_pairs(path)) if holds_answers(path) else list(read_pairs(path))
+
+
+def holds_answers(path: Path) -> bool:
+    """Whether the first line of a file of judgements compares two answers; False for what cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(next((line for line in file if line.strip()), ""))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and "answer_0" in row
 
 
 def write_answer_pairs(pairs: Sequence[AnswerPair], path: Path) -> None:

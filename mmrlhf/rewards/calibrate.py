@@ -9,13 +9,15 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from mmrlhf.answers import read_comparisons
 from mmrlhf.calibration import ece
-from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
+from mmrlhf.rewards import load_trained
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.rewards.evaluation.measures import nll, tie_credits
 from mmrlhf.rewards.evaluation.scored_pairs import pair_margins
+from mmrlhf.rewards.language.model import LanguageReward
 
 TIE_THRESHOLDS = tuple(step / 10 for step in range(11))
 RANGE = 1e3  # how far the temperature may be from the root mean square of the margins, either way
@@ -28,19 +30,19 @@ class CalibrateConfig:
     reward: Path
     """Folder that `mmrlhf reward train` wrote."""
     data: Path
-    """PAIRS.jsonl."""
+    """PAIRS.jsonl, or ANSWERS.jsonl for a reward that reads."""
     batch_size: int = 32
     """Images scored at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 …"""
 
 
-def calibrate(config: CalibrateConfig) -> CLIPReward:
+def calibrate(config: CalibrateConfig) -> CLIPReward | LanguageReward:
     """Fit both, rewrite reward.json, return the calibrated reward."""
-    pairs = [pair for pair in read_pairs(config.data) if pair.has_label]
+    pairs = [pair for pair in read_comparisons(config.data) if pair.has_label]
     if not pairs:
         raise UserError(f"no pair of {config.data} has a label: give pairs that somebody judged")
-    reward = CLIPReward.load(config.reward).to(pick_device(config.device))
+    reward = load_trained(config.reward).to(pick_device(config.device))
     margins = pair_margins(reward, pairs, batch_size=config.batch_size, progress=True)
     if not np.isfinite(margins).all():
         raise UserError(f"the reward in {config.reward} gives scores that are not numbers: train it again")

@@ -9,8 +9,9 @@ from typing import Any
 
 from scipy.special import expit
 
+from mmrlhf.answers import Comparison, read_comparisons
 from mmrlhf.calibration import ece, reliability_curve
-from mmrlhf.data import Pair, read_pairs, write_text
+from mmrlhf.data import write_text
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.evaluation.details import (
     agreement_details,
@@ -34,7 +35,7 @@ class EvalConfig:
     reward: str
     """Folder that `mmrlhf reward train` wrote, or a reward's name."""
     data: Path
-    """PAIRS.jsonl that the reward was not trained on."""
+    """PAIRS.jsonl, or ANSWERS.jsonl for a reward that reads, that it was not trained on."""
     out: Path
     """JSON file to write."""
     report: Path | None = None
@@ -61,8 +62,8 @@ class EvalConfig:
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure, write the JSON file and the page, return what is in the JSON file."""
-    pairs = read_pairs(config.data)
-    other_pairs = read_pairs(config.calibration) if config.calibration else []
+    pairs = read_comparisons(config.data)
+    other_pairs = read_comparisons(config.calibration) if config.calibration else []
     report = report_path(config)
     check_config(config)
     curves = overoptimisation_details(config.runs, config.gold_key) if config.runs else None
@@ -104,7 +105,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def evaluate_reward(
     reward: Reward,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Comparison],
     *,
     seed: int = 0,
     tie_threshold: float | None = None,
@@ -148,8 +149,8 @@ def headline(judged: ScoredPairs, *, temperature: float, threshold: float, seed:
 
 
 def of_criterion(
-    criterion: str, reward: Reward, pairs: list[Pair], other_pairs: list[Pair]
-) -> tuple[Reward, list[Pair], list[Pair]]:
+    criterion: str, reward: Reward, pairs: list[Comparison], other_pairs: list[Comparison]
+) -> tuple[Reward, list[Comparison], list[Comparison]]:
     """The reward's head for a criterion, and the pairs judged by it. UserError where there is no such head or pair."""
     if not hasattr(reward, "but"):
         raise UserError(f"--criterion got '{criterion}', but this reward has no heads: leave --criterion out")

@@ -2,18 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from mmrlhf.data import Pair
+from mmrlhf.answers import Comparison, question_of, sides_of
 from mmrlhf.rewards.evaluation.measures import share_interval
 
 MOST_GROUPS = 12  # a `group` column with more values names units, not kinds
 UNANIMITY = ("unanimous", "majority", "split", "one vote")
-Votes = dict[tuple[str, str, Path, Path], list[int]]
+Votes = dict[tuple[str, ...], list[int]]
 
 
 class Division(NamedTuple):
@@ -25,7 +24,7 @@ class Division(NamedTuple):
 
 
 def breakdowns(
-    pairs: Sequence[Pair], margins: Float[np.ndarray, " n"], credits: Float[np.ndarray, " n"], seed: int
+    pairs: Sequence[Comparison], margins: Float[np.ndarray, " n"], credits: Float[np.ndarray, " n"], seed: int
 ) -> list[dict[str, Any]]:
     """For each `Division`, {"by", "groups"}: the groups' name, n, prompts, agreement and its interval."""
     divisions = [by_annotator(pairs), by_criterion(pairs), by_prompt(pairs), by_difficulty(pairs, margins)]
@@ -61,17 +60,17 @@ def agreement_of_groups(
     return rows
 
 
-def by_annotator(pairs: Sequence[Pair]) -> Division | None:
+def by_annotator(pairs: Sequence[Comparison]) -> Division | None:
     """Who judged, the busiest first; None where that is one."""
     return divided("annotator", [pair.annotator or "(no name)" for pair in pairs])
 
 
-def by_criterion(pairs: Sequence[Pair]) -> Division | None:
+def by_criterion(pairs: Sequence[Comparison]) -> Division | None:
     """What was asked; None where that is one thing."""
     return divided("criterion", [pair.criterion or "overall" for pair in pairs])
 
 
-def by_prompt(pairs: Sequence[Pair]) -> Division | None:
+def by_prompt(pairs: Sequence[Comparison]) -> Division | None:
     """The `group` column where it has few values, else thirds by the number of words."""
     groups = {pair.group for pair in pairs}
     if "" not in groups and 1 < len(groups) <= MOST_GROUPS:
@@ -79,11 +78,13 @@ def by_prompt(pairs: Sequence[Pair]) -> Division | None:
     return thirds("words of the prompt", np.array([float(len(pair.prompt.split())) for pair in pairs]))
 
 
-def by_difficulty(pairs: Sequence[Pair], margins: Float[np.ndarray, " n"]) -> Division | None:
+def by_difficulty(pairs: Sequence[Comparison], margins: Float[np.ndarray, " n"]) -> Division | None:
     """How much the annotators disagree where that can be seen, else how near the reward's two scores are."""
     votes = votes_of(pairs)
     if any(len(rows) > 1 for rows in votes.values()):
-        of_key = {key: unanimity([oriented(pairs[row]) for row in rows]) for key, rows in votes.items()}
+        of_key = {
+            key: unanimity([oriented(pairs[row], pairs[row].label_0) for row in rows]) for key, rows in votes.items()
+        }
         names = [of_key[key_of(pair)] for pair in pairs]
         return Division("the annotators' votes", names, [name for name in UNANIMITY if name in names])
     strengths = np.array([abs(2 * pair.label_0 - 1) for pair in pairs])
@@ -121,8 +122,8 @@ def thirds(by: str, values: Float[np.ndarray, " n"]) -> Division | None:
     return Division(by, [order[part] for part in parts], order)
 
 
-def votes_of(pairs: Sequence[Pair]) -> Votes:
-    """The rows that judge the same two images for the same prompt and criterion, in either order.
+def votes_of(pairs: Sequence[Comparison]) -> Votes:
+    """The rows that judge the same two sides for the same prompt and criterion, in either order.
 
     Of an annotator with a name the last answer counts.
     """
@@ -136,12 +137,12 @@ def votes_of(pairs: Sequence[Pair]) -> Votes:
     return votes
 
 
-def key_of(pair: Pair) -> tuple[str, str, Path, Path]:
+def key_of(pair: Comparison) -> tuple[str, ...]:
     """What was compared, whichever was shown first."""
-    first, second = sorted((pair.image_0, pair.image_1))
-    return pair.criterion, pair.prompt, first, second
+    return (*question_of(pair), *sorted(sides_of(pair)))
 
 
-def oriented(pair: Pair) -> float:
-    """The weight of the image whose path sorts first."""
-    return pair.label_0 if pair.image_0 < pair.image_1 else 1 - pair.label_0
+def oriented(pair: Comparison, weight: float) -> float:
+    """The `weight` of the first (its label, or a reward's verdict) as that of the side whose path or text sorts first."""
+    first, second = sides_of(pair)
+    return weight if first < second else 1 - weight

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrlhf.agreement import pair_agreement
-from mmrlhf.data import Pair
+from mmrlhf.answers import Comparison
 from mmrlhf.rewards.evaluation.breakdown import oriented, votes_of
 from mmrlhf.rewards.evaluation.measures import share_interval
 
 
-def ceilings(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
+def ceilings(pairs: Sequence[Comparison], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
     """Each ceiling that these pairs can show, and the reward's agreement on the same pairs counted the same way.
 
     `verdict` is the reward's answer: 1 the first, 0 the second, 0.5 a tie. Rows: name, says, value, ci95, reward,
@@ -21,7 +21,7 @@ def ceilings(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed: int)
     return [*repeated_votes(pairs, verdict, seed), *soft_labels(pairs, verdict, seed)]
 
 
-def repeated_votes(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
+def repeated_votes(pairs: Sequence[Comparison], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
     """On pairs that several judged: an annotator against each other, against the others' majority, and the best answer.
 
     The first two are what people reach; a scorer without their noise may do better. The best fixed answer to each pair is an
@@ -30,8 +30,8 @@ def repeated_votes(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed
     each_other, majority, best, units = [], [], [], []
     shared = [rows for rows in votes_of(pairs).values() if len(rows) > 1]
     for rows in shared:
-        labels = np.array([oriented(pairs[row]) for row in rows])
-        answer = verdict[rows[0]] if pairs[rows[0]].image_0 < pairs[rows[0]].image_1 else 1 - verdict[rows[0]]
+        labels = np.array([oriented(pairs[row], pairs[row].label_0) for row in rows])
+        answer = oriented(pairs[rows[0]], verdict[rows[0]])
         known = max((np.asarray(pair_agreement(one, labels), dtype=float) for one in (0.0, 0.5, 1.0)), key=np.mean)
         for place, row in enumerate(rows):
             others = np.delete(labels, place)
@@ -55,7 +55,7 @@ def repeated_votes(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed
     return [ceiling(name, says, values, units, len(shared), seed) for name, says, values in found]
 
 
-def soft_labels(pairs: Sequence[Pair], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
+def soft_labels(pairs: Sequence[Comparison], verdict: Float[np.ndarray, " n"], seed: int) -> list[dict[str, Any]]:
     """The mean of max(p, 1 − p), where labels are shares of votes: whoever always knows the majority agrees with one vote so."""
     labels = np.array([pair.label_0 for pair in pairs])
     if np.isin(labels, (0, 0.5, 1)).all():

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
+from mmrlhf.answers import Comparison
 from mmrlhf.calibration import ece, reliability_curve
-from mmrlhf.data import relative
+from mmrlhf.data import Pair, relative
 from mmrlhf.overoptimisation import Form, fit_overoptimisation
 from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.evaluation.abstention import abstention, ensemble_figures
@@ -48,7 +49,7 @@ def model_details(
     perturbed_pairs: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """ensemble (None for a single scorer) and sensitivity (None for no pairs): what needs the reward once more."""
+    """ensemble (None for a single scorer) and sensitivity (None for no pairs, and for answers): what needs the reward again."""
     members = member_scores(reward, pair_items(judged.pairs), batch_size)
     ensemble = None
     if members is not None:
@@ -56,7 +57,7 @@ def model_details(
         scaled = members.reshape(len(members), -1, 2) / temperature
         ensemble = ensemble_figures(scaled, judged.labels, credits, judged.units, threshold=threshold, seed=seed)
     drawn = np.random.default_rng(seed).permutation(len(judged.pairs))[:perturbed_pairs]
-    shown = [judged.pairs[row] for row in np.sort(drawn)]
+    shown = [pair for row in np.sort(drawn) if isinstance(pair := judged.pairs[row], Pair)]
     effects = (
         sensitivity(
             reward, shown, temperature=temperature, threshold=threshold, seed=seed, batch_size=batch_size, progress=True
@@ -137,13 +138,15 @@ def worst_pairs(judged: ScoredPairs, *, temperature: float, threshold: float, ou
     for row in list(wrong.values())[:WORST]:
         pair = judged.pairs[row]
         rows.append(
-            {
-                "prompt": pair.prompt,
-                "image_0": relative(pair.image_0, out),
-                "image_1": relative(pair.image_1, out),
-                "label_0": pair.label_0,
-                "probability": float(probabilities[row]),
-                "annotator": pair.annotator,
-            }
-        )
+            {"prompt": pair.prompt, "label_0": pair.label_0, "probability": float(probabilities[row]),
+             "annotator": pair.annotator} | shown_sides(pair, out)
+        )  # fmt: skip
     return rows
+
+
+def shown_sides(pair: Comparison, out: Path) -> dict[str, str]:
+    """image_0 and image_1, relative to `out`; or answer_0 and answer_1, and image where there is one."""
+    if isinstance(pair, Pair):
+        return {"image_0": relative(pair.image_0, out), "image_1": relative(pair.image_1, out)}
+    about = {} if pair.image is None else {"image": relative(pair.image, out)}
+    return {"answer_0": pair.answer_0, "answer_1": pair.answer_1} | about

@@ -27,11 +27,13 @@ def write_report(figures: dict[str, Any], out: Path, report: Path) -> None:
 
 
 def shown_pair(pair: dict[str, Any], out: Path) -> dict[str, Any]:
-    """A wrong pair with its pictures, the annotator's choice, and the probability that the reward gave the other image."""
+    """A wrong pair with its pictures or answers, the annotator's choice, and the probability that the reward gave the other."""
     chosen = 0 if pair["label_0"] > 0.5 else 1
     probability = 1 - pair["probability"] if chosen == 0 else pair["probability"]
-    images = [thumbnail_uri(out.parent / pair[name]) for name in ("image_0", "image_1")]
-    return pair | {"images": images, "chosen": chosen, "probability": probability}
+    names = [name for name in ("image_0", "image_1", "image") if name in pair]
+    images = [thumbnail_uri(out.parent / pair[name]) for name in names]
+    answers = [pair[name] for name in ("answer_0", "answer_1") if name in pair]
+    return pair | {"images": images, "answers": answers, "chosen": chosen, "probability": probability}
 
 
 def breakdown_plot(figures: dict[str, Any]) -> str:

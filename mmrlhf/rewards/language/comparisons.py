@@ -11,15 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf import distributed
-from mmrlhf.answers import AnswerPair
-from mmrlhf.data import Pair
+from mmrlhf.answers import AnswerPair, Comparison
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.losses import prompt_weights
 from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.model import LanguageReward
-
-Comparison = Pair | AnswerPair
 
 
 @dataclass(frozen=True)
@@ -103,11 +100,19 @@ def pairs_that_fit(pairs: Sequence[Comparison], reader: Reader, name: str) -> li
     return kept
 
 
-@torch.no_grad()
 def answer_margins(
     reward: LanguageReward, pairs: Sequence[Comparison], *, batch_size: int = 16, progress: bool = False
 ) -> Float[np.ndarray, " n"]:
-    """Score of the first less score of the second by each pair's own criterion; NaN where the reward drops a row as too long.
+    """Score of the first less score of the second; see `answer_scores`."""
+    scores = answer_scores(reward, pairs, batch_size=batch_size, progress=progress)
+    return scores[:, 0] - scores[:, 1]
+
+
+@torch.no_grad()
+def answer_scores(
+    reward: LanguageReward, pairs: Sequence[Comparison], *, batch_size: int = 16, progress: bool = False
+) -> Float[np.ndarray, "n 2"]:
+    """The scores of both sides by each pair's own criterion; NaN where the reward drops a row as too long.
 
     Each different row is read once, beside rows of like length.
     """
@@ -120,5 +125,4 @@ def answer_margins(
         part = order[start : start + batch_size]
         found = reward.network(reward.reader.encode([fitted[i] for i in part])) / reward.temperature
         scores[[kept[i] for i in part]] = found.double().cpu()
-    own = scores[table.compared, table.criterion.unsqueeze(1)]
-    return (own[:, 0] - own[:, 1]).numpy()
+    return scores[table.compared, table.criterion.unsqueeze(1)].numpy()

@@ -1,6 +1,5 @@
 """`mmrlhf reward train` of a reward that reads: answers compared, or images for a vision-language model to look at."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrlhf.answers import Comparison, holds_answers
 from mmrlhf.errors import UserError
 from mmrlhf.models import resolve_model
 from mmrlhf.outcomes import Ranking, Rating, strict_pairs
 from mmrlhf.rewards import kind_of
 from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.rewards.encoders.dual_encoder import model_type
-from mmrlhf.rewards.language.comparisons import Comparison, answer_margins, criteria_of
+from mmrlhf.rewards.language.comparisons import answer_margins, criteria_of
 from mmrlhf.rewards.language.model import KIND, LanguageReward
 from mmrlhf.rewards.language.train import train_language
 from mmrlhf.rewards.training.config import Job, Report, TrainConfig
@@ -46,16 +46,6 @@ def is_asked_for(config: TrainConfig) -> bool:
         return model_type(where) not in OTHERS
     except (OSError, ValueError, KeyError):  # the image-text side says what is wrong with it
         return False
-
-
-def holds_answers(path: Path) -> bool:
-    """Whether the first line of a file of judgements compares two answers; False for what cannot be read."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            row = json.loads(next((line for line in file if line.strip()), ""))
-    except (OSError, ValueError):
-        return False
-    return isinstance(row, dict) and "answer_0" in row
 
 
 def make_job(config: TrainConfig) -> Job:

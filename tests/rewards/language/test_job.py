@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmrlhf.answers import write_answer_pairs
+from mmrlhf.answers import holds_answers, write_answer_pairs
 from mmrlhf.data import write_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.rewards import load_reward
 from mmrlhf.rewards.language.comparisons import answer_margins
-from mmrlhf.rewards.language.job import holds_answers, is_asked_for
+from mmrlhf.rewards.language.job import is_asked_for
 from mmrlhf.rewards.language.model import LanguageReward
 from mmrlhf.rewards.train import TrainConfig, train
 from tests.rewards.language.pairs import colour_pairs, kind_pairs
