@@ -1,6 +1,6 @@
 """Good/bad feedback on single skills against feedback on whole episodes, at equal numbers of labels, on Gymnasium's Taxi-v4.
 
-python benchmarks/segment_feedback.py [--seeds 20] [--labels 25 50 100 200] [--noise 0.1]
+python -m benchmarks.segment_feedback [--seeds 20] [--labels 25 50 100 200] [--noise 0.1]
 
 A trajectory is a sequence of named skills: go to R, G, Y or B, pick up, drop off. A simulated annotator, who errs with
 probability `noise`, gives one label a question:
@@ -9,191 +9,145 @@ probability `noise`, gives one label a question:
   episodes  was this whole episode better than the usual one?
   pairs     which of these two whole episodes was better?
 
-What is equal is the number of labels given; an episode of n skills costs the skills arm n labels, the episodes arm 1, the pairs
-arm ½, so the last two see more episodes. All three train the same `SegmentReward` on the same features, which names a
+What is equal is the number of labels given: an episode of n skills takes n of the skills arm's, 1 of the episodes arm's, ½ of
+the pairs arm's, so the last two see more episodes. All three train the same `SegmentReward` on the same features, which names a
 policy in two ways: greedy takes the skill of the highest reward, planned maximises the sum of rewards over the skills to come,
 by dynamic programming with the true transitions. Measured is the exact mean true return over all 300 starts, as a share of the
-way from the behaviour that was watched (0) to the best possible (1).
+way from the behaviour that was watched (0) to the plan on the true rewards (1). Prints the table of docs/segments.md.
 """
 
-from typing import NamedTuple
+import argparse
+from collections.abc import Sequence
 
-import gymnasium
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from tqdm import tqdm
 
-from mmrlhf.rewards.segments.reward import SegmentReward
+from benchmarks.taxi_skills import (
+    HORIZON,
+    Episodes,
+    Task,
+    behaviour,
+    make_task,
+    plan,
+    true_return,
+    watch,
+    with_slips,
+)
 from mmrlhf.rewards.segments.fit import fit_segments
 from mmrlhf.rewards.segments.labels import SequencePair, SpanLabel
+from mmrlhf.rewards.segments.reward import SegmentReward
 
-SKILLS = ("go to R", "go to G", "go to Y", "go to B", "pick up", "drop off")
-HORIZON = 10  # skills in an episode at most
-GOOD_CHOICES = 0.5  # share of the best choices in the behaviour that is watched; the others are uniform
-SLIPS = 0.1  # share of the measured policies' choices that are uniform: without, one wrong choice would repeat for ever
-PICK_UP, DROP_OFF = 4, 5  # actions of Taxi, and numbers of the skills
 FEEDBACK = ("skills", "episodes", "pairs")
-MOVES = (1, 0, 3, 2)  # actions: north, south, west, east
+POLICIES = ("greedy", "planned")
+USUAL = 2000  # episodes that the annotator has seen before, whose median is the usual one
+RESAMPLES = 10_000
 
 
-class Task(NamedTuple):
-    """Taxi with skills for actions: where each leads, what it pays, whether it ends the episode, and what one sees of it."""
-
-    following: np.ndarray  # "states skills"
-    reward: np.ndarray  # "states skills"
-    over: np.ndarray  # "states skills"
-    features: torch.Tensor  # Float "states skills f"
-    starts: np.ndarray
-    best: np.ndarray  # "horizon states skills": the true value of each choice with that many skills left, less one
-
-
-class Episodes(NamedTuple):
-    """`n` trajectories: states and skills (-1 after the end), true returns, and whether each skill was a best choice."""
-
-    states: np.ndarray  # "n horizon"
-    skills: np.ndarray
-    returns: np.ndarray
-    good: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return (self.skills >= 0).sum(axis=1)
-
-
-def make_task() -> Task:
-    """Carry out every skill from every state of the environment, once."""
-    env = gymnasium.make("Taxi-v4").unwrapped
-    env.reset(seed=0)
-    states, skills = env.observation_space.n, len(SKILLS)
-    following, reward, over = (
-        np.zeros((states, skills), int),
-        np.zeros((states, skills)),
-        np.zeros((states, skills), bool),
-    )
-    routes = [routes_to(env, place) for place in range(4)]
-    for state in range(states):
-        for skill in range(skills):
-            following[state, skill], reward[state, skill], over[state, skill] = carry_out(env, state, skill, routes)
-    features = torch.stack(
-        [torch.stack([features_of(env, state, skill) for skill in range(skills)]) for state in range(states)]
-    )
-    starts = np.flatnonzero(env.initial_state_distrib)
-    task = Task(following, reward, over, features, starts, np.empty(0))
-    return task._replace(best=plan(task, reward))
-
-
-def carry_out(env, state: int, skill: int, routes: list[np.ndarray]) -> tuple[int, float, bool]:
-    """(state after the skill, sum of the rewards on the way, whether the episode is over)."""
-    env.s = state
-    if skill in (PICK_UP, DROP_OFF):
-        state, reward, over, _, _ = env.step(skill)
-        return state, reward, over
-    total, over = 0.0, False
-    while True:  # at the place already: a step against the wall beside it
-        state, reward, over, _, _ = env.step(int(routes[skill][env.s]))
-        total += reward
-        if list(env.decode(env.s))[:2] == list(env.locs[skill]):
-            return state, total, over
-
-
-def routes_to(env, place: int) -> np.ndarray:
-    """For each state the move of a shortest way to a landmark; at it, a move that stays."""
-    distance = np.full(env.observation_space.n, np.inf)
-    at = np.array([list(env.decode(state))[:2] == list(env.locs[place]) for state in range(len(distance))])
-    distance[at] = 0
-    after = np.array([[env.P[state][move][0][1] for move in MOVES] for state in range(len(distance))])
-    for _ in range(25):
-        distance = np.minimum(distance, 1 + distance[after].min(axis=1))
-    return np.array(MOVES)[distance[after].argmin(axis=1)]
-
-
-def features_of(env, state: int, skill: int) -> torch.Tensor:
-    """What the reward sees of a choice: its kind, times where it leads, who is aboard, and where the taxi is."""
-    row, column, passenger, destination = env.decode(state)
-    here = next((place for place, at in enumerate(env.locs) if list(at) == [row, column]), -1)
-    kind = torch.eye(3)[max(0, skill - 3)]  # go somewhere, pick up, drop off
-    seen = [
-        True,
-        skill == passenger,
-        skill == destination,
-        passenger == 4,
-        here == passenger,
-        here == destination,
-        here == skill,
-    ]
-    return torch.outer(kind, torch.tensor(seen, dtype=torch.float32)).flatten()
-
-
-def plan(task: Task, reward: np.ndarray) -> np.ndarray:
-    """The value of each choice by the number of skills left after it: backward induction over the sum of rewards."""
-    values, value = [], np.zeros(len(reward))
-    for _ in range(HORIZON):
-        values.append(reward + np.where(task.over, 0, value[task.following]))
-        value = values[-1].max(axis=1)
-    return np.array(values)
-
-
-def watch(task: Task, count: int, generator: np.random.Generator) -> Episodes:
-    """Episodes of somebody who takes a best skill half of the time, and else any."""
-    states, skills = np.zeros((count, HORIZON), int), np.full((count, HORIZON), -1)
-    good, returns = np.zeros((count, HORIZON), bool), np.zeros(count)
-    state, running = generator.choice(task.starts, count), np.ones(count, bool)
-    for step in range(HORIZON):
-        values = task.best[HORIZON - 1 - step][state]
-        best = values >= values.max(axis=1, keepdims=True) - 1e-9
-        chance = GOOD_CHOICES * best / best.sum(axis=1, keepdims=True) + (1 - GOOD_CHOICES) / len(SKILLS)
-        skill = (generator.random((count, 1)) > chance.cumsum(axis=1)).sum(axis=1).clip(max=len(SKILLS) - 1)
-        states[:, step], skills[running, step] = state, skill[running]
-        good[:, step] = best[np.arange(count), skill]
-        returns += np.where(running, task.reward[state, skill], 0)
-        running = running & ~task.over[state, skill]
-        state = task.following[state, skill]
-    return Episodes(states, skills, returns, good)
-
-
-def learn(task: Task, feedback: str, count: int, *, seed: int, noise: float, **settings) -> SegmentReward:
-    """A reward from `count` labels of one kind."""
-    generator = np.random.default_rng([seed, FEEDBACK.index(feedback), count])
+def learn(task: Task, feedback: str, count: int, *, seed: int, noise: float, **settings: int) -> SegmentReward:
+    """A reward from `count` labels of one kind; the episodes and the annotator's slips are the same for every kind."""
+    generator = np.random.default_rng([seed, count])
     episodes = watch(task, 2 * count, generator)
     wrong = generator.random(count) < noise
-    spans: list[SpanLabel] = []
-    pairs: list[SequencePair] = []
+    spans, pairs = [], []
     if feedback == "skills":
-        places = [(row, step) for row, n in enumerate(episodes.lengths) for step in range(n)][:count]
-        good = np.array([episodes.good[place] for place in places]) ^ wrong
-        spans = [SpanLabel(row, step, step + 1, tag(g)) for (row, step), g in zip(places, good, strict=True)]
+        spans = skill_labels(episodes, wrong)
     elif feedback == "episodes":
-        usual = np.median(watch(task, 2000, np.random.default_rng(0)).returns)
-        good = (episodes.returns[:count] > usual) ^ wrong
-        spans = [SpanLabel(row, 0, int(episodes.lengths[row]), tag(g)) for row, g in enumerate(good)]
+        spans = episode_labels(episodes, wrong, usual_return(task))
     else:
-        first, second = episodes.returns[:count], episodes.returns[count:]
-        labels = np.where(first == second, 0.5, (first > second) ^ wrong)
-        pairs = [SequencePair(row, count + row, float(label)) for row, label in enumerate(labels)]
+        pairs = compare(episodes, wrong)
     mask = torch.from_numpy(episodes.skills >= 0)
     features = task.features[episodes.states, np.maximum(episodes.skills, 0)]
     return fit_segments(features, mask, spans, pairs, seed=seed, pooling="sum", progress=False, **settings)
+
+
+def usual_return(task: Task) -> float:
+    """The median return of the behaviour."""
+    return float(np.median(watch(task, USUAL, np.random.default_rng(0)).returns))
+
+
+def skill_labels(episodes: Episodes, wrong: Bool[np.ndarray, " labels"]) -> list[SpanLabel]:
+    """Was each skill a best choice? Of one episode after the other, until all labels are given."""
+    places = [(row, step) for row, n in enumerate(episodes.lengths) for step in range(n)][: len(wrong)]
+    good = np.array([episodes.good[place] for place in places]) ^ wrong
+    return [SpanLabel(row, step, step + 1, tag(g)) for (row, step), g in zip(places, good.tolist(), strict=True)]
+
+
+def episode_labels(episodes: Episodes, wrong: Bool[np.ndarray, " labels"], usual: float) -> list[SpanLabel]:
+    """Was the return of each episode above the usual?"""
+    good = (episodes.returns[: len(wrong)] > usual) ^ wrong
+    return [SpanLabel(row, 0, int(episodes.lengths[row]), tag(g)) for row, g in enumerate(good.tolist())]
+
+
+def compare(episodes: Episodes, wrong: Bool[np.ndarray, " labels"]) -> list[SequencePair]:
+    """Which of two episodes had the higher return? Equal ones are called a tie."""
+    first, second = episodes.returns[: len(wrong)], episodes.returns[len(wrong) :]
+    labels = np.where(first == second, 0.5, (first > second) ^ wrong)
+    return [SequencePair(row, len(wrong) + row, float(label)) for row, label in enumerate(labels)]
 
 
 def tag(good: bool) -> str:
     return "correct" if good else "misleading"
 
 
-def true_return(task: Task, choices: np.ndarray) -> float:
-    """Exact mean over all starts of the true return; `choices` is "horizon states", by the number of skills left, less one."""
-    value = np.zeros(len(task.reward))
-    for choice in choices:
-        values = task.reward + np.where(task.over, 0, value[task.following])
-        value = (1 - SLIPS) * values[np.arange(len(values)), choice] + SLIPS * values.mean(axis=1)
-    return float(value[task.starts].mean())
-
-
-def score(task: Task, reward: SegmentReward) -> dict[str, float]:
-    """What the two policies of a reward achieve: 0 as the behaviour, 1 the best possible."""
+def shares(task: Task, reward: SegmentReward) -> list[float]:
+    """What each of `POLICIES` by a reward achieves: 0 as the behaviour, 1 as the plan on the true rewards."""
     learnt = reward(task.features).numpy().astype(float)
-    watched = watch(task, 20_000, np.random.default_rng(0)).returns.mean()
-    best = true_return(task, task.best.argmax(axis=2))
-    policies = {
-        "greedy": np.repeat(learnt.argmax(axis=1)[None], HORIZON, 0),
-        "planned": plan(task, learnt).argmax(axis=2),
-    }
-    return {name: (true_return(task, choices) - watched) / (best - watched) for name, choices in policies.items()}
+    watched, best = true_return(task, behaviour(task)), true_return(task, with_slips(plan(task, task.reward)))
+    values = (np.repeat(learnt[None], HORIZON, 0), plan(task, learnt))
+    return [(true_return(task, with_slips(own)) - watched) / (best - watched) for own in values]
+
+
+def mean_with_interval(values: Float[np.ndarray, " seeds"]) -> str:
+    """The mean, and the 95 % bootstrap interval of the mean."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return f"{values.mean():.2f} ({low:.2f} … {high:.2f})"
+
+
+def rows_of(found: Float[np.ndarray, "labels kinds policies seeds"], labels: Sequence[int]) -> list[str]:
+    """The table, a line each; a difference is taken within each seed."""
+    columns = ["labels", "policy", *FEEDBACK, *(f"skills − {other}" for other in FEEDBACK[1:])]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for count, kinds in zip(labels, found, strict=True):
+        for number, policy in enumerate(POLICIES):
+            own = list(kinds[:, number])
+            cells = map(mean_with_interval, [*own, *(own[0] - other for other in own[1:])])
+            lines.append(f"| {count} | {policy} | {' | '.join(cells)} |")
+    return lines
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, by default this process's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="how many, from 0 on")
+    parser.add_argument("--labels", type=int, nargs="+", default=[25, 50, 100, 200])
+    parser.add_argument("--noise", type=float, default=0.1, help="how often the annotator errs")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or min(options.labels) < 1 or not 0 <= options.noise <= 1:
+        parser.error("--seeds and --labels take 1 or more, --noise 0 to 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what is in docs/segments.md."""
+    options = read_options(arguments)
+    torch.set_num_threads(1)
+    task = make_task()
+    found = np.zeros((len(options.labels), len(FEEDBACK), len(POLICIES), options.seeds))
+    for seed in tqdm(range(options.seeds), desc="seeds", unit="seed"):
+        for place in np.ndindex(found.shape[:2]):
+            reward = learn(task, FEEDBACK[place[1]], options.labels[place[0]], seed=seed, noise=options.noise)
+            found[(*place, slice(None), seed)] = shares(task, reward)
+    lengths = watch(task, USUAL, np.random.default_rng(0)).lengths
+    print(
+        f"{options.seeds} seeds, noise {options.noise}; the behaviour: mean true return {true_return(task, behaviour(task)):.1f}, "
+        f"{lengths.mean():.1f} skills an episode; the plan on the true rewards: "
+        f"{true_return(task, with_slips(plan(task, task.reward))):.1f}\n"
+    )
+    print("\n".join(rows_of(found, options.labels)))
+
+
+if __name__ == "__main__":
+    main()

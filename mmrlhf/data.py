@@ -1,9 +1,9 @@
 """Comparisons and items on disk: PAIRS.jsonl (Pick-a-Pic's columns), ITEMS.jsonl, and files of prompts."""
 
 import json
-import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -237,8 +237,8 @@ def pair_of(row: dict[str, Any], folder: Path, where: str) -> Pair:
 
 def margin_of(row: dict[str, Any], where: str) -> float:
     margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < math.inf:
-        raise UserError(f"{where}: margin got {margin!r}, allowed is a number, 0 or more")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= sys.float_info.max:
+        raise UserError(f"{where}: margin got {margin!r:.80}, allowed is a number, 0 or more")
     return float(margin)
 
 
@@ -247,8 +247,8 @@ def carried_of(row: dict[str, Any], where: str) -> dict[str, Any]:
     found = {name: row[name] for name in JUDGEMENT_COLUMNS if name in row}
     for name, value in found.items():
         wanted, words = (bool, "true or false") if name == "has_label" else (str, "a text")
-        if not isinstance(value, wanted):
-            raise UserError(f"{where}: {name} got {value!r}, allowed is {words}")
+        if not isinstance(value, wanted) or (isinstance(value, str) and re.search("[\ud800-\udfff]", value)):
+            raise UserError(f"{where}: {name} got {value!r:.80}, allowed is {words}")
     return found
 
 
@@ -267,9 +267,9 @@ def prompt_of(row: dict[str, Any], where: str) -> str:
 
 def label_of(row: dict[str, Any], name: str, where: str) -> float:
     value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(
-            f"{where}: {name} got {value!r}, allowed is a number from 0 to 1: 1 preferred, 0 not, 0.5 a tie"
+            f"{where}: {name} got {value!r:.80}, allowed is a number from 0 to 1: 1 preferred, 0 not, 0.5 a tie"
         )
     return float(value)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.segments.reward import SegmentReward
 from mmrlhf.rewards.segments.head import Pooling, SegmentHead, label_loss
 from mmrlhf.rewards.segments.labels import LabelTable, SequencePair, SpanLabel, hold_out, tabulate_labels
+from mmrlhf.rewards.segments.reward import SegmentReward
 from mmrlhf.rewards.training.fit import resample_counts
 
 Report = Callable[[dict[str, Any]], None]

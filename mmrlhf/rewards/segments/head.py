@@ -56,7 +56,9 @@ class SegmentHead(nn.Module):
             spread = float(table.scores[scored].std(correction=0))
             self.unit.fill_(spread or 1.0)
             sizes = pool_spans(mask.float().unsqueeze(0), mask, table.spans[scored], self.pooling)
-            self.scorer.output_bias.fill_(float(table.scores[scored].mean() / sizes.mean() / self.unit))
+            middle = float(table.scores[scored].mean() / self.unit)
+            self.scorer.output_bias.fill_(middle / float(sizes.mean()))
+            self.centre.fill_(middle)  # where tags change is unknown: a guess that is of the scores' size
 
     def forward(
         self,

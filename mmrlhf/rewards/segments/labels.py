@@ -143,9 +143,10 @@ def hold_out(
     family = families(table, count, groups)
     labelled = torch.cat([table.spans[:, 0], table.pairs.flatten()]).unique()
     known = np.unique(family[labelled.numpy()])
-    chosen = np.random.default_rng(seed).permutation(known)[: max(1, round(fraction * len(known)))]
+    wanted = min(max(1, round(fraction * len(known))), len(known) - 1)  # one is left to learn from
     if fraction == 0 or len(known) < 5:
-        chosen = chosen[:0]
+        wanted = 0
+    chosen = np.random.default_rng(seed).permutation(known)[:wanted]
     return torch.from_numpy(np.isin(family, chosen))
 
 

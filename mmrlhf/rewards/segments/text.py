@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
@@ -49,7 +50,7 @@ class TextEncoder:
             with quiet_loading():
                 tokenizer = AutoTokenizer.from_pretrained(source)
                 network = AutoModel.from_pretrained(source, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(
                 f"no language model in {model} ({reason}): give the folder of one with its tokenizer"
@@ -81,8 +82,8 @@ class TextEncoder:
         mask = torch.zeros(len(ids), width, dtype=torch.bool)
         for i, places in enumerate(own):  # special tokens are empty, those of the prompt end before 0
             mask[i, : len(places)] = torch.tensor([last > max(first, 0) for first, last in places], dtype=torch.bool)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length are read together
-        for start in tqdm(range(0, len(ids), batch_size), desc="read", unit="batch", disable=not progress):
+        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))  # like lengths together
+        for start in tqdm(range(0, len(order), batch_size), desc="read", unit="batch", disable=not progress):
             rows = order[start : start + batch_size]
             hidden = self.hidden_states([ids[i] for i in rows])
             features[rows, : hidden.shape[1]] = hidden

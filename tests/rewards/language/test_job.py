@@ -11,11 +11,13 @@ from mmrlhf.answers import holds_answers, write_answer_pairs
 from mmrlhf.data import write_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.rewards import load_reward
+from mmrlhf.rewards.calibrate import CalibrateConfig, calibrate, fit_temperature
+from mmrlhf.rewards.evaluate import EvalConfig, evaluate
 from mmrlhf.rewards.language.comparisons import answer_margins
 from mmrlhf.rewards.language.job import is_asked_for
 from mmrlhf.rewards.language.model import LanguageReward
 from mmrlhf.rewards.train import TrainConfig, train
-from tests.rewards.language.pairs import colour_pairs, kind_pairs
+from tests.rewards.language.pairs import colour_pairs, kind_pairs, naming_pairs
 
 
 @pytest.fixture
@@ -127,3 +129,34 @@ def test_holds_answers_only_where_it_says_so(tmp_path: Path, answers: Path) -> N
         (tmp_path / "other").write_text(text)
         assert not holds_answers(tmp_path / "other")
     assert not holds_answers(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_it_is_evaluated_and_calibrated_as_other_rewards_are(
+    shown: bool, tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = (lambda count, seed: naming_pairs(tmp_path, count, seed)) if shown else kind_pairs
+    write_answer_pairs(make(40, 0), tmp_path / "ANSWERS.jsonl")
+    fresh = make(20, 4)
+    write_answer_pairs(fresh, tmp_path / "FRESH.jsonl")
+    reward = train(config_of(tmp_path / "ANSWERS.jsonl", folders["llava" if shown else "llama"], epochs=2)).out
+    figures = evaluate(EvalConfig(str(reward), tmp_path / "FRESH.jsonl", tmp_path / "eval.json", device="cpu"))
+    margins = answer_margins(load_reward(reward), fresh)  # type: ignore[arg-type]
+    labels = np.array([pair.label_0 for pair in fresh])
+    assert figures["agreement"] == pytest.approx(np.mean((margins > 0) == (labels > 0.5)))
+    assert figures["sensitivity"] is None and {len(page_answers(row)) for row in figures["worst"]} <= {2}
+    assert all(row["answer_0"] in (tmp_path / "eval.html").read_text() for row in figures["worst"])
+    fitted = calibrate(CalibrateConfig(reward, tmp_path / "FRESH.jsonl", device="cpu"))
+    assert "temperature 1 →" in capsys.readouterr().out
+    assert fitted.temperature == pytest.approx(fit_temperature(margins, labels))
+    assert load_reward(reward).temperature == fitted.temperature  # type: ignore[attr-defined]
+
+
+def page_answers(row: dict[str, object]) -> list[object]:
+    return [row[name] for name in ("answer_0", "answer_1")]
+
+
+def test_answers_need_a_reward_that_reads(answers: Path) -> None:
+    with pytest.raises(UserError, match="the pairs compare answers, and CLIPReward reads none"):
+        evaluate(EvalConfig("tiny-clip", answers, answers.parent / "eval.json", device="cpu"))
+    assert not (answers.parent / "eval.json").exists()
