@@ -141,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reward = learn(task, FEEDBACK[place[1]], options.labels[place[0]], seed=seed, noise=options.noise)
             found[(*place, slice(None), seed)] = shares(task, reward)
     lengths = watch(task, USUAL, np.random.default_rng(0)).lengths
+    watched, best = (true_return(task, own) for own in (behaviour(task), with_slips(plan(task, task.reward))))
     print(
-        f"{options.seeds} seeds, noise {options.noise}; the behaviour: mean true return {true_return(task, behaviour(task)):.1f}, "
-        f"{lengths.mean():.1f} skills an episode; the plan on the true rewards: "
-        f"{true_return(task, with_slips(plan(task, task.reward))):.1f}\n"
+        f"{options.seeds} seeds, noise {options.noise}; mean true return of the behaviour {watched:.1f}, of the plan on the "
+        f"true rewards {best:.1f}; {lengths.mean():.1f} skills an episode\n"
     )
     print("\n".join(rows_of(found, options.labels)))
 

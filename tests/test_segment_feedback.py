@@ -153,7 +153,7 @@ def test_the_plan_on_the_true_rewards_is_nearly_the_best_with_slips(task: Task) 
 
 
 def test_each_kind_gives_as_many_labels_and_true_ones_without_noise(task: Task) -> None:
-    count, right = 30, np.zeros(30, bool)
+    count, right = 30, np.zeros(30, dtype=bool)
     episodes = taxi_skills.watch(task, 2 * count, np.random.default_rng(0))
     skills = segment_feedback.skill_labels(episodes, right)
     usual = segment_feedback.usual_return(task)
@@ -199,7 +199,7 @@ def test_the_command_prints_a_row_for_each_count_and_policy(
     monkeypatch.setattr(segment_feedback, "learn", lambda *args, **kwargs: learn(*args, **kwargs, epochs=2))
     segment_feedback.main(["--seeds", "2", "--labels", "20", "30"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("2 seeds, noise 0.1; the behaviour: mean true return -19.8")
+    assert lines[0].startswith("2 seeds, noise 0.1; mean true return of the behaviour -19.9, of the plan")
     assert [line.split(" | ")[:2] for line in lines[4:]] == [
         ["| 20", "greedy"], ["| 20", "planned"], ["| 30", "greedy"], ["| 30", "planned"],
     ]  # fmt: skip

@@ -182,7 +182,8 @@ def test_two_processes_give_the_weights_of_one(clip_folder: Path, pairs_file: Pa
                "--device", "cpu"]  # fmt: skip
     script = tmp_path / "script.py"
     script.write_text(
-        "from mmrlhf import distributed\nfrom mmrlhf.cli import main\nmain()\nprint('one of', distributed.size())\n"
+        "from pathlib import Path\nfrom mmrlhf import distributed\nfrom mmrlhf.cli import main\nmain()\n"
+        "Path(__file__).with_name(f'process-{distributed.rank()}').write_text(str(distributed.size()))\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
     # --cpu would start a single process; --multi_gpu starts two where there is no GPU, too
@@ -191,7 +192,7 @@ def test_two_processes_give_the_weights_of_one(clip_folder: Path, pairs_file: Pa
     command = [*launch, "reward", "train", *options, "--out", tmp_path / "two"]
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("one of 2") == 2
+    assert [(tmp_path / f"process-{number}").read_text() for number in (0, 1)] == ["2", "2"]
     assert done.stdout.count("the reward is in") == 1
     train(TrainConfig(tmp_path / "pairs.jsonl", tmp_path / "one", model=str(clip_folder), train="full", epochs=2,
                       batch_size=5, learning_rate=1e-3, negatives=0.5, validation=0.2, device="cpu"))  # fmt: skip
