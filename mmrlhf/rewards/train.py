@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> TrainResult:
     if distributed.is_main_process():
         reward.save(config.out)
         (config.out / CHECKPOINT).unlink(missing_ok=True)
-        print(f"{summary(metrics, job.count)}; the reward is in {config.out}")
+        print(f"{summary(metrics, job.judgements)}; the reward is in {config.out}")
     distributed.wait()
     return TrainResult(config.out, metrics, reward)
 

@@ -107,7 +107,7 @@ class Job(NamedTuple):
     `run` gets where the checkpoint goes, the state of an earlier one or None, and what to tell the figures of each epoch.
     """
 
-    count: int
+    judgements: int
     load: Callable[[Path], TrainedReward]
     run: Callable[[Path, Any, Report], TrainedReward]
 
