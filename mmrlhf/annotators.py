@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mmrlhf.answers import Comparison, question_of, sides_of
+from mmrlhf.answers import Comparison, sides_of
+from mmrlhf.datasets.judgements import question_of
 from mmrlhf.errors import UserError
 
 SHRINKAGE = 5.0  # imagined answers of the average annotator that each one gets, so that a few answers prove little
@@ -100,7 +101,6 @@ def overlapping(pairs: Sequence[Comparison]) -> bool:
     """Whether two annotators judged the same pair."""
     first: dict[tuple[object, ...], str] = {}
     for pair in pairs:
-        key = (question_of(pair), frozenset(sides_of(pair)))
-        if first.setdefault(key, pair.annotator) != pair.annotator:
+        if first.setdefault(question_of(pair), pair.annotator) != pair.annotator:
             return True
     return False

@@ -1,7 +1,6 @@
 """Two answers to one prompt, compared, about an image where there is one; a JSON object a line."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from mmrlhf.data import (
     JUDGEMENT_COLUMNS,
+    SURROGATES,
     Pair,
     carried,
     carried_of,
@@ -57,17 +57,15 @@ class AnswerPair:
 Comparison = Pair | AnswerPair
 
 
-def question_of(pair: Comparison) -> tuple[str, str, str]:
-    """What was asked of the two sides: criterion, prompt and, of answers, the image."""
-    image = pair.image if isinstance(pair, AnswerPair) else None
-    return pair.criterion, pair.prompt, str(image or "")
-
-
-def sides_of(pair: Comparison) -> tuple[str, str]:
+def sides_of(pair: Comparison) -> tuple[Any, Any]:
     """The two images' paths, or answers."""
-    if isinstance(pair, AnswerPair):
-        return pair.answer_0, pair.answer_1
-    return str(pair.image_0), str(pair.image_1)
+    return (pair.answer_0, pair.answer_1) if isinstance(pair, AnswerPair) else (pair.image_0, pair.image_1)
+
+
+def oriented(pair: Comparison, weight: float) -> float:
+    """The `weight` of the first (its label, or a reward's verdict) as that of the side whose path or text sorts first."""
+    first, second = sides_of(pair)
+    return weight if first < second else 1 - weight
 
 
 def read_answer_pairs(path: Path) -> list[AnswerPair]:
@@ -128,7 +126,7 @@ def answer_pair_of(row: dict[str, Any], folder: Path, where: str) -> AnswerPair:
 def answer_of(row: dict[str, Any], name: str, where: str) -> str:
     """A text that is not empty and can be encoded."""
     value = row[name]
-    if not isinstance(value, str) or not value.strip() or re.search("[\ud800-\udfff]", value):
+    if not isinstance(value, str) or not value.strip() or SURROGATES.search(value):
         raise UserError(
             f"{where}: {name} got {value!r:.80}, allowed is a text that is not empty: mend or remove the row"
         )

@@ -16,6 +16,7 @@ from mmrlhf.errors import UserError
 
 PAIR_COLUMNS = ("prompt", "image_0", "image_1", "label_0", "label_1")
 # what any judgement may carry (see `Pair`)
+SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which no file can hold
 JUDGEMENT_COLUMNS = ("group", "has_label", "annotator", "criterion")
 # may be there; those of Pick-a-Pic are passed over
 OPTIONAL_PAIR_COLUMNS = (
@@ -247,7 +248,7 @@ def carried_of(row: dict[str, Any], where: str) -> dict[str, Any]:
     found = {name: row[name] for name in JUDGEMENT_COLUMNS if name in row}
     for name, value in found.items():
         wanted, words = (bool, "true or false") if name == "has_label" else (str, "a text")
-        if not isinstance(value, wanted) or (isinstance(value, str) and re.search("[\ud800-\udfff]", value)):
+        if not isinstance(value, wanted) or (isinstance(value, str) and SURROGATES.search(value)):
             raise UserError(f"{where}: {name} got {value!r:.80}, allowed is {words}")
     return found
 
@@ -260,7 +261,7 @@ def item_of(row: dict[str, Any], folder: Path, where: str) -> Item:
 def prompt_of(row: dict[str, Any], where: str) -> str:
     if not isinstance(row["prompt"], str):
         raise UserError(f"{where}: prompt got {row['prompt']!r}, allowed is a text: put it in quotes")
-    if re.search("[\ud800-\udfff]", row["prompt"]):
+    if SURROGATES.search(row["prompt"]):
         raise UserError(f"{where}: prompt got {row['prompt']!r}, half of a surrogate pair: write whole characters")
     return row["prompt"]
 

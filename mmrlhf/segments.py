@@ -6,7 +6,6 @@ A span is [start, end): of code points of `answer` (Python's characters), or of 
 """
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mmrlhf.answers import answer_of
-from mmrlhf.data import image_of, prompt_of, read_rows, relative, write_jsonl
+from mmrlhf.data import SURROGATES, image_of, prompt_of, read_rows, relative, write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.types import SegmentLabel
@@ -22,7 +21,6 @@ from mmrlhf.types import SegmentLabel
 TAGS: tuple[str, ...] = get_args(get_type_hints(SegmentLabel)["tag"])
 COLUMNS = ("segments",)
 OPTIONAL_COLUMNS = ("item", "prompt", "image", "answer", "steps", "group", "annotator")
-SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which no file can hold
 SEGMENT_COLUMNS = ("start", "end", "tag", "score", "correction")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.answers import AnswerPair, answer_row, read_answer_pairs
+from mmrlhf.answers import AnswerPair, answer_row, oriented, read_answer_pairs, sides_of
 from mmrlhf.data import Pair, lines_of, parse_object
 from mmrlhf.outcomes import Outcome, Ranking, Rating, items_of, read_outcomes, row_of
 
@@ -46,7 +46,7 @@ def question_of(judgement: Judgement) -> tuple[Any, ...]:
     """What was asked, whoever answered: the same for both orders of a pair."""
     things: list[Any] = sorted(images_of(judgement))
     if isinstance(judgement, AnswerPair):
-        things += sorted((judgement.answer_0, judgement.answer_1))
+        things += sorted(sides_of(judgement))
     return (KINDS[type(judgement)], judgement.prompt, judgement.criterion, *things)
 
 
@@ -60,6 +60,4 @@ def verdict_of(judgement: Judgement) -> float | None:
         return None
     if isinstance(judgement, Rating):
         return (judgement.rating - 1) / (judgement.levels - 1)
-    first: Any = judgement.image_0 if isinstance(judgement, Pair) else judgement.answer_0
-    second: Any = judgement.image_1 if isinstance(judgement, Pair) else judgement.answer_1
-    return judgement.label_0 if first < second else 1 - judgement.label_0
+    return oriented(judgement, judgement.label_0)

@@ -1,17 +1,15 @@
 """What every reader of a data set yields: judgements, and the faults of the rows that hold none; and the checks they share."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmrlhf.data import SURROGATES
 from mmrlhf.datasets.judgements import Judgement
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
-
-SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which no file can hold
 
 
 @dataclass(frozen=True)

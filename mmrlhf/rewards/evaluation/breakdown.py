@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from mmrlhf.answers import Comparison, question_of, sides_of
+from mmrlhf.answers import Comparison, oriented
+from mmrlhf.datasets.judgements import question_of
 from mmrlhf.rewards.evaluation.measures import share_interval
 
 MOST_GROUPS = 12  # a `group` column with more values names units, not kinds
 UNANIMITY = ("unanimous", "majority", "split", "one vote")
-Votes = dict[tuple[str, ...], list[int]]
+Votes = dict[tuple[Any, ...], list[int]]
 
 
 class Division(NamedTuple):
@@ -85,7 +86,7 @@ def by_difficulty(pairs: Sequence[Comparison], margins: Float[np.ndarray, " n"])
         of_key = {
             key: unanimity([oriented(pairs[row], pairs[row].label_0) for row in rows]) for key, rows in votes.items()
         }
-        names = [of_key[key_of(pair)] for pair in pairs]
+        names = [of_key[question_of(pair)] for pair in pairs]
         return Division("the annotators' votes", names, [name for name in UNANIMITY if name in names])
     strengths = np.array([abs(2 * pair.label_0 - 1) for pair in pairs])
     if len(np.unique(strengths)) > 2:
@@ -130,19 +131,8 @@ def votes_of(pairs: Sequence[Comparison]) -> Votes:
     latest: dict[tuple[Any, ...], int] = {}
     for row, pair in enumerate(pairs):
         who = pair.annotator or row
-        latest[key_of(pair), who] = row
+        latest[question_of(pair), who] = row
     votes: Votes = defaultdict(list)
     for (key, _), row in latest.items():
         votes[key].append(row)
     return votes
-
-
-def key_of(pair: Comparison) -> tuple[str, ...]:
-    """What was compared, whichever was shown first."""
-    return (*question_of(pair), *sorted(sides_of(pair)))
-
-
-def oriented(pair: Comparison, weight: float) -> float:
-    """The `weight` of the first (its label, or a reward's verdict) as that of the side whose path or text sorts first."""
-    first, second = sides_of(pair)
-    return weight if first < second else 1 - weight

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrlhf.agreement import pair_agreement
-from mmrlhf.answers import Comparison
-from mmrlhf.rewards.evaluation.breakdown import oriented, votes_of
+from mmrlhf.answers import Comparison, oriented
+from mmrlhf.rewards.evaluation.breakdown import votes_of
 from mmrlhf.rewards.evaluation.measures import share_interval
 
 

@@ -10,11 +10,12 @@ from scipy.special import expit
 from mmrlhf.answers import Comparison
 from mmrlhf.calibration import ece, reliability_curve
 from mmrlhf.data import Pair, relative
+from mmrlhf.datasets.judgements import question_of
 from mmrlhf.overoptimisation import Form, fit_overoptimisation
 from mmrlhf.rewards.calibrate import fit_temperature, fit_tie_threshold
 from mmrlhf.rewards.evaluation.abstention import abstention, ensemble_figures
 from mmrlhf.rewards.evaluation.batches import member_scores
-from mmrlhf.rewards.evaluation.breakdown import breakdowns, key_of
+from mmrlhf.rewards.evaluation.breakdown import breakdowns
 from mmrlhf.rewards.evaluation.ceiling import ceilings
 from mmrlhf.rewards.evaluation.measures import brier, nll, tie_credits, verdicts
 from mmrlhf.rewards.evaluation.position import first_preferred
@@ -133,7 +134,7 @@ def worst_pairs(judged: ScoredPairs, *, temperature: float, threshold: float, ou
     order = np.argsort(-np.abs(2 * probabilities - 1), kind="stable")
     wrong: dict[Any, int] = {}
     for row in order[credits[order] == 0]:
-        wrong.setdefault(key_of(judged.pairs[row]), row)  # one of several wrong answers to the same pair
+        wrong.setdefault(question_of(judged.pairs[row]), row)  # one of several wrong answers to the same pair
     rows = []
     for row in list(wrong.values())[:WORST]:
         pair = judged.pairs[row]

@@ -1,5 +1,6 @@
 """`mmrlhf reward train` of a reward that reads: answers compared, or images for a vision-language model to look at."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from mmrlhf.rewards.encoders.dual_encoder import model_type
 from mmrlhf.rewards.language.comparisons import answer_margins, criteria_of
 from mmrlhf.rewards.language.model import KIND, LanguageReward
 from mmrlhf.rewards.language.train import train_language
-from mmrlhf.rewards.training.config import Job, Report, TrainConfig
+from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters, warmup
 from mmrlhf.rewards.training.fit import annotator_weights, held_out_figures, split_for_validation
-from mmrlhf.rewards.training.rounds import read_answers, read_judgements, reliabilities, some_of
+from mmrlhf.rewards.training.rounds import OnFault, gather_by, read_answers, read_judgements
 
 # what None stands for: epochs, learning rate, weight decay. Rates of the order that reward models of language are trained at.
 DEFAULTS: dict[str, tuple[int, float, float]] = {
@@ -52,11 +53,11 @@ def make_job(config: TrainConfig) -> Job:
     """Read the comparisons; the model is loaded when it runs. UserError for options that only image-text rewards have."""
     refuse_others(config)
     device = pick_device(config.device)
-    new = read_comparisons(config, config.data)
-    old = [] if config.replay is None else read_comparisons(config, config.replay)
-    everything = [*new, *some_of(old, len(new), config.replay_share, config.seed)]
-    reliability = reliabilities(everything) if config.annotators == "weigh" else {}
+    read = partial(labelled_pairs, on_fault=config.on_fault)
+    judgements = gather_by(read, config.data, config.replay, config.replay_share, config.annotators, config.seed)
+    everything, old = judgements.everything, judgements.old
     training, held_out = split_for_validation(everything, config.validation, config.seed)
+    weights = annotator_weights(training, judgements.reliability)
 
     def run(checkpoint: Path, state: Any, report: Report) -> LanguageReward:
         reward = LanguageReward.from_pretrained(
@@ -64,9 +65,7 @@ def make_job(config: TrainConfig) -> Job:
             max_length=config.max_length, too_long=config.too_long, seed=config.seed,
         ).to(device)  # fmt: skip
         before = agreement_on(reward, old) if old and config.start is not None else None
-        trained = tune(
-            config, training, held_out, reward, annotator_weights(training, reliability), checkpoint, state, report
-        )
+        trained = tune(config, training, held_out, reward, weights, checkpoint, state, report)
         if old:
             line = {"earlier_pairs": len(old), "earlier_agreement_after": agreement_on(trained, old)}
             report(line if before is None else line | {"earlier_agreement_before": before})
@@ -86,21 +85,19 @@ def tune(
     report: Report,
 ) -> LanguageReward:
     """`train_language` with the options of the command."""
-    given = (config.epochs, config.learning_rate, config.weight_decay)
-    epochs, rate, decay = (d if g is None else g for g, d in zip(given, DEFAULTS[config.train], strict=True))
-    steps = int(epochs) * -(-len(training) // config.batch_size)
+    epochs, learning_rate, weight_decay = hyperparameters(config, DEFAULTS)
     return train_language(
         training,
         held_out,
         reward,
         tune=config.train,
         seed=config.seed,
-        epochs=int(epochs),
-        learning_rate=rate,
-        weight_decay=decay,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
-        warmup_steps=min(config.warmup_steps, steps // 10),
+        warmup_steps=warmup(config, epochs, len(training)),
         patience=config.patience,
         label_smoothing=config.label_smoothing,
         weights=weights,
@@ -114,13 +111,13 @@ def tune(
     )
 
 
-def read_comparisons(config: TrainConfig, path: Path) -> list[Comparison]:
+def labelled_pairs(path: Path, on_fault: OnFault) -> list[Comparison]:
     """The labelled pairs of answers of a file, or of images (rankings as their strict pairs). UserError for ratings."""
     found: list[Comparison] = []
     if holds_answers(path):
-        found += read_answers(path, config.on_fault)
+        found += read_answers(path, on_fault)
     else:
-        for outcome in read_judgements(path, config.on_fault):
+        for outcome in read_judgements(path, on_fault):
             if isinstance(outcome, Rating):
                 raise UserError(
                     f"{path} holds ratings or vetoes, a language or vision-language model learns from pairs and rankings: leave "

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.segments.head import Pooling, SegmentHead, label_loss
 from mmrlhf.rewards.segments.labels import LabelTable, SequencePair, SpanLabel, hold_out, tabulate_labels
 from mmrlhf.rewards.segments.reward import SegmentReward
-from mmrlhf.rewards.training.fit import resample_counts
-
-Report = Callable[[dict[str, Any]], None]
+from mmrlhf.rewards.training.fit import Report, resample_counts
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How `mmrlhf reward train` is asked: its options, their defaults and ranges; and what a kind of reward brings to it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.language.model import LanguageReward
+from mmrlhf.rewards.training.fit import Report
 from mmrlhf.rewards.training.table import LossName
 
 TrainedReward = CLIPReward | LanguageReward
-Report = Callable[..., None]
 
 # what None stands for: epochs, learning rate, weight decay. `full` has PickScore's rate and decay (Kirstain et al. 2023).
 DEFAULTS: dict[str, tuple[int, float, float]] = {
@@ -112,16 +112,24 @@ class Job(NamedTuple):
     run: Callable[[Path, Any, Report], TrainedReward]
 
 
-def hyperparameters(config: TrainConfig) -> tuple[int, float, float]:
+def hyperparameters(
+    config: TrainConfig, defaults: Mapping[str, tuple[int, float, float]] = DEFAULTS
+) -> tuple[int, float, float]:
     """(epochs, learning rate, weight decay) with the defaults filled in."""
     given = (config.epochs, config.learning_rate, config.weight_decay)
-    epochs, rate, decay = (d if g is None else g for g, d in zip(given, DEFAULTS[config.train], strict=True))
+    epochs, rate, decay = (d if g is None else g for g, d in zip(given, defaults[config.train], strict=True))
     return int(epochs), rate, decay
+
+
+def warmup(config: TrainConfig, epochs: int, count: int) -> int:
+    """Updates over which the learning rate rises: as asked, and a tenth of those over `count` judgements at most."""
+    return min(config.warmup_steps, epochs * math.ceil(count / config.batch_size) // 10)
 
 
 def validate(config: TrainConfig) -> None:
     """UserError for a value outside its range."""
     epochs, learning_rate, weight_decay = hyperparameters(config)
+    micro = config.micro_batch_size
     checks = [
         ("epochs", epochs, epochs >= 1, "1 or more"),
         ("learning-rate", learning_rate, 0 < learning_rate < math.inf, "above 0"),
@@ -137,12 +145,7 @@ def validate(config: TrainConfig) -> None:
         ("negatives", config.negatives, 0 <= config.negatives < math.inf, "0 or more"),
         ("replay-share", config.replay_share, 0 < config.replay_share < 1, "between 0 and 1"),
         ("last-blocks", config.last_blocks, config.last_blocks >= 1, "1 or more"),
-        (
-            "micro-batch-size",
-            config.micro_batch_size,
-            config.micro_batch_size is None or config.micro_batch_size >= 1,
-            "1 or more",
-        ),
+        ("micro-batch-size", micro, micro is None or micro >= 1, "1 or more"),
         ("lora-rank", config.lora_rank, config.lora_rank >= 1, "1 or more"),
     ]
     for name, value, right, allowed in checks:

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.agreement import pair_agreement
-from mmrlhf.answers import AnswerPair
 from mmrlhf.data import split_by_prompt
+from mmrlhf.datasets.judgements import Judgement
 from mmrlhf.errors import UserError
 from mmrlhf.losses import bradley_terry, prompt_weights
 from mmrlhf.outcomes import Outcome
@@ -90,9 +90,7 @@ def split_for_validation(outcomes: Sequence[Any], fraction: float, seed: int) ->
     return training, [outcome for outcome in held_out if outcome.has_label]
 
 
-def annotator_weights(
-    outcomes: Sequence[Outcome | AnswerPair], reliability: Mapping[str, float] | None
-) -> Float[Tensor, " n"]:
+def annotator_weights(outcomes: Sequence[Judgement], reliability: Mapping[str, float] | None) -> Float[Tensor, " n"]:
     """How much each judgement counts for its annotator's sake."""
     return torch.tensor([(reliability or {}).get(outcome.annotator, 1.0) for outcome in outcomes])
 

@@ -1,14 +1,14 @@
 """`mmrlhf reward train` of an image-text scorer: heads on frozen towers, or the towers themselves."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from mmrlhf import distributed
+from mmrlhf.outcomes import Outcome
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.encoders.clip import load_backbone, pick_device
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
-from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters
+from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters, warmup
 from mmrlhf.rewards.training.fit import annotator_weights, fit_reward, split_for_validation
 from mmrlhf.rewards.training.rounds import Judgements, forgetting, gather, pairs_only
 from mmrlhf.rewards.training.table import Objective
@@ -42,7 +42,11 @@ def make_image_job(config: TrainConfig) -> Job:
 
 
 def train_heads(
-    config: TrainConfig, judgements: Judgements, backbone: DualEncoder, start: CLIPReward | None, report: Report
+    config: TrainConfig,
+    judgements: Judgements[Outcome],
+    backbone: DualEncoder,
+    start: CLIPReward | None,
+    report: Report,
 ) -> CLIPReward:
     """`--train head`: short enough to start again where it was stopped."""
     epochs, learning_rate, weight_decay = hyperparameters(config)
@@ -68,13 +72,17 @@ def train_heads(
 
 
 def train_towers(
-    config: TrainConfig, judgements: Judgements, backbone: DualEncoder, checkpoint: Path, state: Any, report: Report
+    config: TrainConfig,
+    judgements: Judgements[Outcome],
+    backbone: DualEncoder,
+    checkpoint: Path,
+    state: Any,
+    report: Report,
 ) -> CLIPReward:
     """`--train last|lora|full`: with a checkpoint an epoch; rankings as their strict pairs."""
     assert config.train != "head"
     epochs, learning_rate, weight_decay = hyperparameters(config)
     training, held_out = split_for_validation(pairs_only(judgements.everything), config.validation, config.seed)
-    steps = epochs * math.ceil(len(training) / config.batch_size)
     return fine_tune(
         training,
         held_out,
@@ -85,7 +93,7 @@ def train_towers(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         batch_size=config.batch_size,
-        warmup_steps=min(config.warmup_steps, steps // 10),
+        warmup_steps=warmup(config, epochs, len(training)),
         patience=config.patience,
         last_blocks=config.last_blocks,
         lora_rank=config.lora_rank,

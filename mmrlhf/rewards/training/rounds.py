@@ -1,9 +1,10 @@
 """The judgements that a reward is trained on: a new round, a share of the earlier ones, and how much each counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -11,24 +12,26 @@ from mmrlhf import distributed
 from mmrlhf.annotators import annotator_weights
 from mmrlhf.answers import AnswerPair, read_answer_pairs
 from mmrlhf.data import Pair
+from mmrlhf.datasets.judgements import Judgement
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
 from mmrlhf.rewards.clip import CLIPReward
 
-T = TypeVar("T")
+OnFault = Literal["refuse", "skip"]
+T = TypeVar("T", bound=Judgement)
 
 
 @dataclass(frozen=True)
-class Judgements:
+class Judgements(Generic[T]):
     """New judgements, those of earlier rounds that are replayed, all earlier ones, and how much each annotator's count."""
 
-    new: list[Outcome]
-    replayed: list[Outcome]
-    old: list[Outcome]
+    new: list[T]
+    replayed: list[T]
+    old: list[T]
     reliability: dict[str, float]
 
     @property
-    def everything(self) -> list[Outcome]:
+    def everything(self) -> list[T]:
         """What is trained on."""
         return [*self.new, *self.replayed]
 
@@ -38,37 +41,45 @@ def gather(
     replay: Path | None,
     replay_share: float,
     annotators: Literal["ignore", "weigh"],
-    on_fault: Literal["refuse", "skip"],
+    on_fault: OnFault,
     seed: int,
-) -> Judgements:
+) -> Judgements[Outcome]:
+    """`gather_by` of judgements on images."""
+    return gather_by(partial(read_judgements, on_fault=on_fault), data, replay, replay_share, annotators, seed)
+
+
+def gather_by(
+    read: Callable[[Path], list[T]],
+    data: Path,
+    replay: Path | None,
+    replay_share: float,
+    annotators: Literal["ignore", "weigh"],
+    seed: int,
+) -> Judgements[T]:
     """Read the new judgements, and draw so many of the earlier ones that they are at most `replay_share` of all."""
-    new = read_judgements(data, on_fault)
-    old = [] if replay is None else read_judgements(replay, on_fault)
-    replayed = some_of(old, len(new), replay_share, seed)
+    new = read(data)
+    old = [] if replay is None else read(replay)
+    count = min(len(old), round(len(new) * replay_share / (1 - replay_share)))
+    chosen = np.random.default_rng(seed).permutation(len(old))[:count]
+    replayed = [old[i] for i in sorted(chosen.tolist())]
     return Judgements(new, replayed, old, reliabilities([*new, *replayed]) if annotators == "weigh" else {})
 
 
-def some_of(old: Sequence[T], count: int, share: float, seed: int) -> list[T]:
-    """So many of the earlier judgements, drawn at random, that beside `count` new ones they are at most `share` of all."""
-    wanted = min(len(old), round(count * share / (1 - share)))
-    return [old[i] for i in sorted(np.random.default_rng(seed).permutation(len(old))[:wanted].tolist())]
-
-
-def read_judgements(path: Path, on_fault: Literal["refuse", "skip"]) -> list[Outcome]:
+def read_judgements(path: Path, on_fault: OnFault) -> list[Outcome]:
     """The judgements on images of a file; with `skip`, those without a fault (images are decoded to see), the others counted."""
     if on_fault == "refuse":
         return read_outcomes(path)
     return [judgement for judgement in without_faults(path, "outcomes") if not isinstance(judgement, AnswerPair)]
 
 
-def read_answers(path: Path, on_fault: Literal["refuse", "skip"]) -> list[AnswerPair]:
+def read_answers(path: Path, on_fault: OnFault) -> list[AnswerPair]:
     """The same of comparisons of answers."""
     if on_fault == "refuse":
         return read_answer_pairs(path)
     return [judgement for judgement in without_faults(path, "answers") if isinstance(judgement, AnswerPair)]
 
 
-def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> list[Outcome | AnswerPair]:
+def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> list[Judgement]:
     """What can be used; says how much cannot. UserError where nothing can."""
     from mmrlhf.datasets.checked import checked
     from mmrlhf.datasets.rows import Fault
@@ -85,7 +96,7 @@ def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> l
     return found
 
 
-def reliabilities(outcomes: Sequence[Outcome | AnswerPair]) -> dict[str, float]:
+def reliabilities(outcomes: Sequence[Judgement]) -> dict[str, float]:
     """The reliability of each annotator of a pair, {} where nothing can be told; says so."""
     _, found = annotator_weights([outcome for outcome in outcomes if isinstance(outcome, Pair | AnswerPair)])
     if not found:
