@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.head import HeadEnsemble
+from mmrlhf.rewards.saved import saved_settings
 from mmrlhf.types import Images
 
 SETTINGS, HEAD = "reward.json", "head.safetensors"
@@ -168,18 +168,7 @@ class CLIPReward:
     def load(cls, folder: Path | str) -> "CLIPReward":
         """What `save` wrote. UserError where the folder holds no whole reward."""
         folder = Path(folder)
-        file = folder / SETTINGS
-        if not file.is_file():
-            raise UserError(
-                f"no reward in {folder} ({SETTINGS} is missing): give a folder that `mmrlhf reward train` wrote"
-            )
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-            if settings["format"] != FORMAT or settings["kind"] != "clip":
-                raise UserError(
-                    f"{file} has format {settings['format']} of kind {settings['kind']}, allowed is format {FORMAT} of kind "
-                    "clip: train the reward again with this version"
-                )
+        with saved_settings(folder / SETTINGS, FORMAT, "clip") as settings:
             names = ("temperature", "tie_threshold", "pessimism")
             changes = {name: float(settings[name]) for name in names} | {"criterion": settings["criterion"]}
             changes["abstain_above"] = (
@@ -188,11 +177,6 @@ class CLIPReward:
             backbone = load_backbone(folder)
             heads = read_heads(settings["heads"], folder / HEAD, backbone.feature_width + backbone.embedding_width)
             return cls(backbone, heads).but(**changes)
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(
-                f"the reward in {folder} is broken ({reason}): train it again or restore its files"
-            ) from error
 
 
 def read_heads(shapes: dict[str, Any], file: Path, features: int) -> dict[str, HeadEnsemble]:

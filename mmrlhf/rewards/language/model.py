@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mmrlhf.data import write_text
@@ -20,6 +19,7 @@ from mmrlhf.models import quiet_loading
 from mmrlhf.rewards.clip import SETTINGS
 from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.network import ScoreNetwork, load_network, with_rows
+from mmrlhf.rewards.saved import saved_settings
 from mmrlhf.types import Images
 
 FORMAT, KIND = 1, "language"
@@ -177,26 +177,10 @@ class LanguageReward:
     def load(cls, folder: Path | str, *, dtype: str = "float32") -> "LanguageReward":
         """What `save` wrote. UserError where the folder holds no whole reward."""
         folder = Path(folder)
-        file = folder / SETTINGS
-        if not file.is_file():
-            raise UserError(
-                f"no reward in {folder} ({SETTINGS} is missing): give a folder that `mmrlhf reward train` wrote"
-            )
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-            if settings["format"] != FORMAT or settings["kind"] != KIND:
-                raise UserError(
-                    f"{file} has format {settings['format']} of kind {settings['kind']}, allowed is format {FORMAT} of kind "
-                    f"{KIND}: train the reward again with this version"
-                )
+        with saved_settings(folder / SETTINGS, FORMAT, KIND) as settings:
             names = [str(name) for name in settings["criteria"]]
             network, processor, _ = load_network(folder, dtype=dtype, rows=len(names))
             how = {name: settings[name] for name in ("template", "max_length", "too_long")}
             reward = cls(network, Reader(processor, **how), criteria=names, needs_image=bool(settings["needs_image"]),
                          tie_threshold=float(settings["tie_threshold"]))  # fmt: skip
             return reward.with_temperature(float(settings["temperature"]))
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(
-                f"the reward in {folder} is broken ({reason}): train it again or restore its files"
-            ) from error

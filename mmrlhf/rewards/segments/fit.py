@@ -1,8 +1,6 @@
 """Train a segment reward: tags, scores and whole-sequence comparisons together, seconds for a thousand labels."""
 
-import copy
 import math
-import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.segments.head import Pooling, SegmentHead, label_loss
 from mmrlhf.rewards.segments.labels import LabelTable, SequencePair, SpanLabel, hold_out, tabulate_labels
 from mmrlhf.rewards.segments.reward import SegmentReward
-from mmrlhf.rewards.training.fit import Report, resample_counts
+from mmrlhf.rewards.training.epochs import Report, train_epochs
+from mmrlhf.rewards.training.fit import resample_counts
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,9 @@ def fit_head(
     drawn = torch.cat([training.spans[:, 0], training.pairs[:, 0]]).unique()  # a comparison goes with its first
     counts = torch.zeros(how.ensemble, len(features))
     counts[:, drawn] = resample_counts(how.ensemble, len(drawn), generator) + 1e-12
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    bar = tqdm(range(how.epochs), desc="segment reward", unit="epoch", disable=not progress)
-    for epoch in bar:
-        total, started = 0.0, time.monotonic()
+
+    def one_epoch() -> float:
+        total = 0.0
         for rows in drawn[torch.randperm(len(drawn), generator=generator)].split(how.batch_size):
             loss = batch_loss(head, features, mask, training.of(rows), counts, how.dropout, generator)
             optimizer.zero_grad()
@@ -111,21 +108,14 @@ def fit_head(
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             total += float(loss.detach()) * len(rows)
-        if not math.isfinite(total):
-            raise UserError(f"the loss is no longer a number in epoch {epoch}: lower learning_rate")
-        line: dict[str, Any] = {"epoch": epoch, "loss": total / len(drawn)}
-        if len(held_out):
-            line |= held_out_figures(head, features, mask, held_out)
-            if best is None or line["held_out_loss"] < best[0]:
-                best = line["held_out_loss"], epoch, copy.deepcopy(head.state_dict())
-            bar.set_postfix(held_out=f"{line['held_out_loss']:.3f}")
-        if on_epoch is not None:
-            on_epoch(line | {"seconds": time.monotonic() - started})
-        if best is not None and epoch - best[1] >= how.patience:
-            break
-    bar.close()
-    if best is not None:
-        head.load_state_dict(best[2])
+        return total / len(drawn)
+
+    train_epochs(
+        head, how.epochs, how.patience, one_epoch,
+        (lambda: held_out_figures(head, features, mask, held_out)) if len(held_out) else None,
+        name="segment reward", shown=("held_out", "held_out_loss"), option="learning_rate",
+        told={}, progress=progress, on_epoch=on_epoch,
+    )  # fmt: skip
     return head
 
 

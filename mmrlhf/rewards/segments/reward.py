@@ -7,12 +7,12 @@ from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from mmrlhf.data import replacing, write_text
 from mmrlhf.errors import UserError
+from mmrlhf.rewards.saved import saved_settings
 from mmrlhf.rewards.segments.head import Pooling, SegmentHead, pool_spans
 
 SETTINGS, HEAD = "segment.json", "segment.safetensors"
@@ -107,18 +107,9 @@ class SegmentReward:
     @classmethod
     def load(cls, folder: Path | str) -> "SegmentReward":
         """What `save` wrote. UserError where the folder holds no whole segment reward."""
-        file = Path(folder) / SETTINGS
-        if not file.is_file():
-            raise UserError(
-                f"no segment reward in {folder} ({SETTINGS} is missing): give a folder that its `save` wrote"
-            )
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-            if settings["format"] != FORMAT or settings["kind"] != "segment":
-                raise UserError(
-                    f"{file} has format {settings['format']} of kind {settings['kind']}, allowed is format {FORMAT} of kind "
-                    "segment: train the reward again with this version"
-                )
+        with saved_settings(
+            Path(folder) / SETTINGS, FORMAT, "segment", what="segment reward", writer="its `save`"
+        ) as settings:
             shape = settings["head"]
             if shape["pooling"] not in get_args(Pooling):
                 raise ValueError(f"pooling is {shape['pooling']!r}")
@@ -129,9 +120,4 @@ class SegmentReward:
             head.load_state_dict(load((Path(folder) / HEAD).read_bytes()))
             if not all(bool(value.isfinite().all()) for value in head.state_dict().values()):
                 raise ValueError(f"{HEAD} holds values that are not finite")
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(
-                f"the segment reward in {folder} is broken ({reason}): train it again or restore its files"
-            ) from error
         return cls(head)

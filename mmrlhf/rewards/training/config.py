@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.language.model import LanguageReward
-from mmrlhf.rewards.training.fit import Report
+from mmrlhf.rewards.training.epochs import Report
 from mmrlhf.rewards.training.table import LossName
 
 TrainedReward = CLIPReward | LanguageReward

@@ -2,8 +2,7 @@
 
 import copy
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from mmrlhf.agreement import pair_agreement
 from mmrlhf.data import split_by_prompt
@@ -24,9 +22,9 @@ from mmrlhf.rewards.encoders.cache import EmbeddedItems, embed_items
 from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.head import HeadEnsemble
+from mmrlhf.rewards.training.epochs import Report, train_epochs
 from mmrlhf.rewards.training.table import Objective, OutcomeTable, credits, outcome_loss, tabulate
 
-Report = Callable[[dict[str, Any]], None]
 STANDARDISED_AT_ONCE = 65_536  # items whose features are in memory together
 
 
@@ -132,11 +130,9 @@ def fit_head(
     log_tie = torch.zeros((), requires_grad=True)
     optimizer = make_optimizer(head, log_tie, how)
     weights = fit.weights * resample_counts(head.members, fit.count, generator)
-    thresholds = head.thresholds if head.levels else None
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    bar = tqdm(range(how.epochs), desc=f"reward {fit.criterion}".rstrip(), unit="epoch", disable=not progress)
-    for epoch in bar:
-        total, started = 0.0, time.monotonic()
+
+    def one_epoch() -> float:
+        total = 0.0
         for rows in torch.randperm(fit.count, generator=generator).split(how.batch_size):
             scores = fit.scores(head, rows, how.dropout, generator)
             thresholds = head.thresholds if head.levels else None
@@ -147,24 +143,14 @@ def fit_head(
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             total += float(loss.detach()) * len(rows)
-        if not math.isfinite(total):
-            raise UserError(f"the loss is no longer a number in epoch {epoch}: lower --learning-rate")
-        line: dict[str, Any] = {"epoch": epoch, "loss": total / fit.count} | (
-            {"criterion": fit.criterion} if fit.criterion else {}
-        )
-        if len(fit.table) > fit.count:
-            line |= figures_of(fit, head)
-            # the loss is finer than the agreement, which few pairs bring to its maximum by chance
-            if best is None or line["held_out_loss"] < best[0]:
-                best = line["held_out_loss"], epoch, copy.deepcopy(head.state_dict())
-            bar.set_postfix(agreement=f"{line['held_out_agreement']:.3f}")
-        if on_epoch is not None:
-            on_epoch(line | {"seconds": time.monotonic() - started})
-        if best is not None and epoch - best[1] >= how.patience:
-            break
-    bar.close()
-    if best is not None:
-        head.load_state_dict(best[2])
+        return total / fit.count
+
+    train_epochs(
+        head, how.epochs, how.patience, one_epoch,
+        (lambda: figures_of(fit, head)) if len(fit.table) > fit.count else None,
+        name=f"reward {fit.criterion}".rstrip(), shown=("agreement", "held_out_agreement"), option="--learning-rate",
+        told={"criterion": fit.criterion} if fit.criterion else {}, progress=progress, on_epoch=on_epoch,
+    )  # fmt: skip
     return head
 
 
