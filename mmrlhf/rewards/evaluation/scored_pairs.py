@@ -17,7 +17,7 @@ from mmrlhf.types import Reward
 class ScoredPairs:
     """Labelled pairs on which the reward does not abstain, and how many of each other kind there were."""
 
-    pairs: list[Comparison]
+    pairs: Sequence[Comparison]
     scores: Float[np.ndarray, "n 2"]
     abstained: int
     unlabelled: int

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,19 +27,18 @@ def answers(tmp_path: Path) -> Path:
     return tmp_path / "ANSWERS.jsonl"
 
 
-def config_of(data: Path, model: Path | str, **changes: object) -> TrainConfig:
-    return TrainConfig(
-        **{
-            "data": data, "out": data.parent / "reward", "model": str(model), "train": "full", "epochs": 4,
-            "learning_rate": 3e-3, "batch_size": 16, "device": "cpu", "warmup_steps": 0,
-        } | changes
-    )  # type: ignore[arg-type]  # fmt: skip
+def config_of(data: Path, model: Path | str, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "data": data, "out": data.parent / "reward", "model": str(model), "train": "full", "epochs": 4,
+        "learning_rate": 3e-3, "batch_size": 16, "device": "cpu", "warmup_steps": 0,
+    }  # fmt: skip
+    return TrainConfig(**settings | changes)
 
 
 def test_answers_train_a_reward_that_every_command_finds(answers: Path, folders: dict[str, Path]) -> None:
     result = train(config_of(answers, folders["llama"]))
     found = load_reward(result.out)
-    assert isinstance(found, LanguageReward)
+    assert isinstance(found, LanguageReward) and isinstance(result.reward, LanguageReward)
     fresh = kind_pairs(40, seed=9)
     margins = answer_margins(found, fresh)
     assert np.mean((margins > 0) == np.array([pair.label_0 > 0.5 for pair in fresh])) > 0.9
@@ -74,8 +74,9 @@ def test_resumed_equals_never_stopped(
         patch.setattr("mmrlhf.rewards.train.write_jsonl", killed_after_two)
         train(config)
     resumed = train(TrainConfig(**{**vars(config), "resume": True}))
+    assert isinstance(resumed.reward, LanguageReward) and isinstance(whole.reward, LanguageReward)
     fresh = kind_pairs(10, seed=3)
-    np.testing.assert_array_equal(answer_margins(resumed.reward, fresh), answer_margins(whole.reward, fresh))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(answer_margins(resumed.reward, fresh), answer_margins(whole.reward, fresh))
     assert isinstance(load_reward(train(TrainConfig(**{**vars(config), "resume": True})).out), LanguageReward)
 
 
@@ -103,10 +104,9 @@ def test_a_new_round_goes_on_and_replays_the_old(answers: Path, folders: dict[st
         ({"template": "{nothing}"}, "template"),
     ],
 )
-def test_refuses_what_cannot_be(
-    changes: dict[str, object], match: str, answers: Path, folders: dict[str, Path]
-) -> None:
-    config = config_of(answers, **({"model": folders["llama"]} | changes))  # type: ignore[arg-type]
+def test_refuses_what_cannot_be(changes: dict[str, Any], match: str, answers: Path, folders: dict[str, Path]) -> None:
+    settings: dict[str, Any] = {"model": folders["llama"]} | changes
+    config = config_of(answers, **settings)
     with pytest.raises(UserError, match=match):
         train(config)
     assert not config.out.exists()
@@ -141,7 +141,9 @@ def test_it_is_evaluated_and_calibrated_as_other_rewards_are(
     write_answer_pairs(fresh, tmp_path / "FRESH.jsonl")
     reward = train(config_of(tmp_path / "ANSWERS.jsonl", folders["llava" if shown else "llama"], epochs=2)).out
     figures = evaluate(EvalConfig(str(reward), tmp_path / "FRESH.jsonl", tmp_path / "eval.json", device="cpu"))
-    margins = answer_margins(load_reward(reward), fresh)  # type: ignore[arg-type]
+    found = load_reward(reward)
+    assert isinstance(found, LanguageReward)
+    margins = answer_margins(found, fresh)
     labels = np.array([pair.label_0 for pair in fresh])
     assert figures["agreement"] == pytest.approx(np.mean((margins > 0) == (labels > 0.5)))
     assert figures["sensitivity"] is None and {len(page_answers(row)) for row in figures["worst"]} <= {2}
@@ -149,7 +151,8 @@ def test_it_is_evaluated_and_calibrated_as_other_rewards_are(
     fitted = calibrate(CalibrateConfig(reward, tmp_path / "FRESH.jsonl", device="cpu"))
     assert "temperature 1 →" in capsys.readouterr().out
     assert fitted.temperature == pytest.approx(fit_temperature(margins, labels))
-    assert load_reward(reward).temperature == fitted.temperature  # type: ignore[attr-defined]
+    again = load_reward(reward)
+    assert isinstance(again, LanguageReward) and again.temperature == fitted.temperature
 
 
 def page_answers(row: dict[str, object]) -> list[object]:

@@ -92,5 +92,6 @@ def test_outcomes_of_all_kinds_train_from_the_command_line(clip_folder: Path, pa
     ]
     write_outcomes(outcomes, tmp_path / "all.jsonl")
     result = train(TrainConfig(tmp_path / "all.jsonl", tmp_path / "run", model=str(clip_folder), epochs=2))
+    assert isinstance(result.reward, CLIPReward)
     assert sorted(result.reward.heads) == ["", "safety"]
     assert [line.get("criterion", "") for line in result.metrics] == ["", "", "safety", "safety"]
