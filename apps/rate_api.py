@@ -173,8 +173,8 @@ def clean_name(name: str, allowed: Sequence[str]) -> str:
     name = " ".join(unicodedata.normalize("NFC", name).split())
     if not 1 <= len(name) <= 60 or not name.isprintable():
         raise HTTPException(422, "Please give a name of 1 to 60 letters.")
-    if name.casefold().startswith("simulated"):
-        raise HTTPException(422, "Names that start with “simulated” are kept for simulated raters.")
+    if name.casefold().startswith(("simulated", "ai-")):
+        raise HTTPException(422, "Names that start with “simulated” or “ai-” are kept for raters that are not people.")
     if allowed and name not in allowed:
         raise HTTPException(422, "This name is not on the list. Spell it as you were told, or ask who invited you.")
     return name

@@ -1,7 +1,8 @@
 """Pairs a second against the straightforward trainer, on the same model, batches and epochs: frozen towers, then all weights.
 
-The straightforward trainer decodes both images of each pair at every step, runs both towers on both and pads each text to the
-tower's length, as the published preference trainers do. Losses are shown to be equal before anything is timed.
+The straightforward trainer decodes both images of each pair at every step with Pillow and CLIPImageProcessor, runs the image
+tower on both and pads each text to the tower's length, as the published preference trainers do. Losses are shown to be equal
+before anything is timed.
 
     python benchmarks/reward_throughput.py            # about ten minutes on 2 CPU cores
     python benchmarks/reward_throughput.py --quick
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from mmrlhf.data import Pair
-from mmrlhf.images import load_image
 from mmrlhf.losses import bradley_terry, prompt_weights
 from mmrlhf.models import resolve_model
 from mmrlhf.rewards.encoders.clip import CLIPBackbone
@@ -74,7 +74,7 @@ def make_pairs(folder: Path, count: int, uses: float, a_prompt: int, side: int) 
     return pairs[:count]
 
 
-def plain_margins(backbone: CLIPBackbone, batch: Sequence[Pair]) -> torch.Tensor:
+def plain_margins(backbone: CLIPBackbone, processor: CLIPImageProcessor, batch: Sequence[Pair]) -> torch.Tensor:
     """Both images of each pair decoded and encoded, each text padded to the tower's length."""
     inputs = backbone.tokenizer([pair.prompt for pair in batch], padding="max_length", max_length=TEXT_LENGTH, truncation=True,
                                 return_tensors="pt")  # fmt: skip
@@ -82,21 +82,24 @@ def plain_margins(backbone: CLIPBackbone, batch: Sequence[Pair]) -> torch.Tensor
     texts = F.normalize(backbone.model.text_projection(text), dim=-1)
     sides = []
     for side in ("image_0", "image_1"):
-        images = torch.cat([backbone.preprocess(load_image(getattr(pair, side)).unsqueeze(0)) for pair in batch])
-        sides.append((backbone.embed_images(images) * texts).sum(-1))
+        pictures = [Image.open(getattr(pair, side)).convert("RGB") for pair in batch]
+        pixels = processor(images=pictures, return_tensors="pt").pixel_values
+        pooled = backbone.model.vision_model(pixel_values=pixels).pooler_output
+        sides.append((F.normalize(backbone.model.visual_projection(pooled), dim=-1) * texts).sum(-1))
     return backbone.scale * (sides[0] - sides[1])
 
 
-def plain_epoch(backbone: CLIPBackbone, pairs: Sequence[Pair], optimizer: torch.optim.Optimizer | None, batch_size: int,
-                epoch: int, rate: float = 3e-6) -> float:  # fmt: skip
+def plain_epoch(folder: Path, backbone: CLIPBackbone, pairs: Sequence[Pair], optimizer: torch.optim.Optimizer | None,
+                batch_size: int, epoch: int) -> float:  # fmt: skip
     """The mean loss of one pass in the order that ours takes; without an optimizer nothing but the forward passes."""
+    processor = CLIPImageProcessor.from_pretrained(folder)
     weights, total = prompt_weights([pair.prompt for pair in pairs]), 0.0
     order = order_by_prompt(pairs, torch.Generator().manual_seed(epoch))
     for rows in order.split(batch_size):
         batch = [pairs[row] for row in rows.tolist()]
         with torch.set_grad_enabled(optimizer is not None):
             loss, _ = bradley_terry(
-                plain_margins(backbone, batch), torch.tensor([p.label_0 for p in batch]), weights[rows]
+                plain_margins(backbone, processor, batch), torch.tensor([p.label_0 for p in batch]), weights[rows]
             )
         if optimizer is not None:
             optimizer.zero_grad()
@@ -112,7 +115,7 @@ def unfrozen(folder: Path, pairs: Sequence[Pair], epochs: int, batch_size: int) 
     backbone = CLIPBackbone.load(folder)
     optimizer = make_optimizer(backbone.model.requires_grad_(True), 3e-6, 0.3)
     started = time.perf_counter()
-    plain = [plain_epoch(backbone, pairs, optimizer, batch_size, epoch) for epoch in range(epochs)]
+    plain = [plain_epoch(folder, backbone, pairs, optimizer, batch_size, epoch) for epoch in range(epochs)]
     theirs = time.perf_counter() - started
     lines: list[dict[str, float]] = []
     started = time.perf_counter()
@@ -128,7 +131,7 @@ def frozen(folder: Path, pairs: Sequence[Pair], epochs: int, batch_size: int) ->
     """(seconds of one straightforward epoch's forward passes times `epochs`, of our heads with the embedding of all images)."""
     backbone = CLIPBackbone.load(folder)
     started = time.perf_counter()
-    plain_epoch(backbone, pairs, None, batch_size, 0)
+    plain_epoch(folder, backbone, pairs, None, batch_size, 0)
     theirs = (time.perf_counter() - started) * epochs
     started = time.perf_counter()
     fit_reward(pairs, backbone, seed=0, epochs=epochs, batch_size=batch_size, validation=0.0, progress=False)

@@ -31,8 +31,8 @@ def from_pil(picture: Image.Image) -> Float[Tensor, "3 h w"]:
     if picture.mode in ("RGBA", "LA", "P", "RGBa"):
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1)
+    levels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return levels.permute(2, 0, 1).to(torch.float32).div_(255)
 
 
 def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -77,9 +77,11 @@ class HeadEnsemble(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "k b"]:
         """A score a member and row; `dropout` (with its `generator`) is for training only."""
-        values = ((features - self.mean) / self.std).expand(self.members, -1, -1)
+        values = (features - self.mean) / self.std
         if self.first.shape[-1]:
-            values = F.gelu(torch.baddbmm(self.bias, values, self.first))
+            values = F.gelu(values @ self.first + self.bias)
+        else:
+            values = values.expand(self.members, -1, -1)
         if dropout:
             kept = torch.rand(values.shape, generator=generator, device=values.device) >= dropout
             values = values * kept / (1 - dropout)

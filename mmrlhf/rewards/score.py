@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -15,6 +14,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.rewards import load_reward
 from mmrlhf.rewards.encoders.clip import pick_device
+from mmrlhf.rewards.evaluation.batches import score_batches
 from mmrlhf.types import Reward
 
 
@@ -62,23 +62,10 @@ def score_items(
     if batch_size < 1:
         raise UserError(f"--batch-size got {batch_size}, allowed is 1 or more")
     distinct = list(dict.fromkeys(items))
-    found: dict[Item, float] = {}
-    waiting: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
-
-    def finish(batch: list[tuple[Item, torch.Tensor]]) -> None:
-        with torch.no_grad():
-            scores = reward(torch.stack([image for _, image in batch]), [item.prompt for item, _ in batch])
-        found.update(zip((item for item, _ in batch), scores.double().tolist(), strict=True))
-
-    for item in tqdm(distinct, desc="score", unit="image", disable=not progress):
-        image = load_image(item.image)
-        same_size = waiting.setdefault(image.shape, [])
-        same_size.append((item, image))
-        if len(same_size) == batch_size:
-            finish(waiting.pop(image.shape))
-    for batch in waiting.values():
-        finish(batch)
-    scores = np.array([found[item] for item in items])
+    bar = tqdm(distinct, desc="score", unit="image", disable=not progress)
+    scores = score_batches(reward, ((load_image(item.image), item.prompt) for item in bar), batch_size)[0]
+    columns = {item: column for column, item in enumerate(distinct)}
+    scores = scores[[columns[item] for item in items]]
     if np.isinf(scores).any():
         item = items[int(np.isinf(scores).argmax())]
         raise UserError(f"the reward gave {item.image} an infinite score: allowed are numbers, and NaN to abstain")

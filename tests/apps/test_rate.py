@@ -240,6 +240,7 @@ def test_the_routes_refuse_what_is_not_asked(store: Store) -> None:
             ("bo", "not on the list"),
             ("", "1 to 60"),
             ("Simulated-x", "simulated"),
+            ("AI-judge", "not people"),
             ("a\x00b", "1 to 60"),
         ):
             answer = client.post("/api/login", json={"name": name})

@@ -10,9 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.data import Item
-from mmrlhf.images import content_hash, load_image
+from mmrlhf.images import content_hash
 from mmrlhf.rewards.encoders.disk_cache import features_on_disk
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.loading import preprocessed
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def embed_items(
     backbone: DualEncoder,
     items: Sequence[Item],
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: bool = False,
     folder: Path | None = None,
 ) -> EmbeddedItems:
@@ -68,8 +69,7 @@ def encode_images(
     """`image_features` of files of any sizes."""
     parts = []
     with tqdm(total=len(paths), desc="embed", unit="image", disable=not progress) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = load_preprocessed(backbone, paths[start : start + batch_size])
+        for batch in preprocessed(backbone, [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]):
             parts.append(backbone.image_features(batch).cpu())
             bar.update(len(batch))
     return torch.cat(parts)
@@ -85,8 +85,3 @@ def encode_prompts(backbone: DualEncoder, prompts: Sequence[str], batch_size: in
     ]
     embedded = torch.cat(parts)
     return embedded[torch.tensor(order).argsort()]
-
-
-def load_preprocessed(backbone: DualEncoder, paths: Sequence[Path]) -> Float[Tensor, "b 3 size size"]:
-    """Files of any sizes as one batch, resized as the reward itself would do."""
-    return torch.cat([backbone.preprocess(load_image(path).unsqueeze(0)) for path in paths])

@@ -142,11 +142,12 @@ class CLIPBackbone:
 
     def chunk_features(self, images: Images) -> Float[Tensor, "b f"]:
         """`image_features` of a few images, in one pass."""
-        pixels = self.pixels(images)
-        out = self.model.vision_model(pixel_values=pixels)
-        first = self.model.vision_model.embeddings(pixels)[:, 1:]
-        embedding = F.normalize(self.model.visual_projection(out.pooler_output), dim=-1)
-        return patch_features(embedding, out.last_hidden_state[:, 1:], first)
+        tower = self.model.vision_model
+        first = tower.embeddings(self.pixels(images))
+        # the tower's own forward would not give `first` away, and making it twice costs a tenth of a small tower
+        last = tower.encoder(inputs_embeds=tower.pre_layrnorm(first)).last_hidden_state
+        embedding = F.normalize(self.model.visual_projection(tower.post_layernorm(last[:, 0])), dim=-1)
+        return patch_features(embedding, last[:, 1:], first[:, 1:])
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b p"]:
         """Unit text embeddings; each different prompt is encoded once, padded to the longest of the batch.

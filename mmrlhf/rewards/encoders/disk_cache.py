@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mmrlhf.images import load_image
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.loading import preprocessed
 
 
 def features_on_disk(
@@ -28,9 +28,10 @@ def features_on_disk(
     known = whole_rows(rows, names, width)
     missing = [name for name in pictures if name not in known]
     with open(rows, "ab") as row_file, open(names, "a", encoding="ascii") as name_file:
-        for start in tqdm(range(0, len(missing), batch_size), desc="embed", unit="batch", disable=not progress):
-            batch = missing[start : start + batch_size]
-            pixels = torch.cat([backbone.preprocess(load_image(pictures[name]).unsqueeze(0)) for name in batch])
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        loaded = preprocessed(backbone, [[pictures[name] for name in batch] for batch in batches])
+        bar = tqdm(batches, desc="embed", unit="batch", disable=not progress)
+        for batch, pixels in zip(bar, loaded, strict=True):
             with torch.no_grad():
                 row_file.write(backbone.image_features(pixels).float().cpu().numpy().tobytes())
             row_file.flush()

@@ -31,6 +31,10 @@ class TextEncoder:
     """What one layer of a language model of `transformers` makes of texts: 0 is its embeddings, -1 the last layer's output."""
 
     def __init__(self, model: Any, tokenizer: Any, *, layer: int = -1) -> None:
+        if model.config.is_encoder_decoder:
+            raise UserError(
+                f"{type(model).__name__} reads with an encoder and answers with a decoder: give a model that is one of the two"
+            )
         layers = model.config.get_text_config().num_hidden_layers
         if not -layers - 1 <= layer <= layers:
             raise UserError(

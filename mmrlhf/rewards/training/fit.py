@@ -25,7 +25,7 @@ from mmrlhf.rewards.head import HeadEnsemble
 from mmrlhf.rewards.training.epochs import Report, train_epochs
 from mmrlhf.rewards.training.table import Objective, OutcomeTable, credits, outcome_loss, tabulate
 
-STANDARDISED_AT_ONCE = 65_536  # items whose features are in memory together
+STANDARDISED_AT_ONCE = 2**26  # bytes of features that are in memory together
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def make_optimizer(head: HeadEnsemble, log_tie: Tensor, how: HeadSettings) -> to
     decayed = [value for name, value in head.named_parameters() if name not in free]
     others = [value for name, value in head.named_parameters() if name in free]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": [*others, log_tie], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=how.learning_rate, weight_decay=how.weight_decay)
+    return torch.optim.AdamW(groups, lr=how.learning_rate, weight_decay=how.weight_decay, fused=True)
 
 
 def fresh_head(fit: Fit, how: HeadSettings, generator: torch.Generator) -> HeadEnsemble:
@@ -168,7 +168,8 @@ def fresh_head(fit: Fit, how: HeadSettings, generator: torch.Generator) -> HeadE
     width = fit.embedded.images.shape[1] + fit.embedded.prompts.shape[1]
     head = HeadEnsemble(width, members=how.ensemble, hidden=how.hidden, levels=fit.table.levels, generator=generator)
     items = fit.table.items[: fit.count].T.flatten()
-    head.standardise_by(fit.embedded.inputs(part)[0] for part in items[items >= 0].split(STANDARDISED_AT_ONCE))
+    at_once = max(1, STANDARDISED_AT_ONCE // (4 * width))
+    head.standardise_by(fit.embedded.inputs(part)[0] for part in items[items >= 0].split(at_once))
     return head
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmrlhf.images import load_image
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.loading import DECODERS
 
 MOST_BYTES = 2**30
-DECODERS = 4  # threads: reading and decompressing a file leaves the interpreter to others
 
 
 class Pictures:

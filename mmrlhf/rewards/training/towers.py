@@ -1,8 +1,7 @@
 """Fine-tune the towers of a dual encoder on pairs, as PickScore was: softmax over exp(logit_scale)·cosine, prompts alike."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mmrlhf.losses import prompt_weights, text_negatives
 from mmrlhf.precision import fast_autocast
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
+from mmrlhf.rewards.encoders.loading import ahead
 from mmrlhf.rewards.training.fit import held_out_figures
 from mmrlhf.rewards.training.pictures import Pictures
 from mmrlhf.rewards.training.table import LossName, Objective, outcome_loss, tabulate
@@ -150,7 +150,7 @@ def one_epoch(run: Run, epoch: int, step: int) -> tuple[float, int]:
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     total, batches = 0.0, order_by_prompt(run.pairs, generator).split(run.batch_size)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    loaded = ahead(run.pictures, [own_paths([run.pairs[row] for row in rows.tolist()]) for rows in batches])
+    loaded = ahead(run.pictures.load, [own_paths([run.pairs[row] for row in rows.tolist()]) for rows in batches])
     bar = tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False, disable=not run.progress)
     for rows, images in zip(bar, loaded, strict=True):
         batch = [run.pairs[row] for row in rows.tolist()]
@@ -231,16 +231,6 @@ def own_paths(batch: Sequence[Pair]) -> list[Path]:
     return [paths[i] for i in distributed.own_part(len(paths))]
 
 
-def ahead(pictures: Pictures, batches: Sequence[Sequence[Path]]) -> Iterator[Tensor]:
-    """The images of each batch, decoded in a thread while the one before is computed."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(pictures.load, batches[0])
-        for following in [*batches[1:], []]:
-            images = waiting.result()
-            waiting = pool.submit(pictures.load, following)
-            yield images
-
-
 def order_by_prompt(pairs: Sequence[Pair], generator: torch.Generator) -> Tensor:
     """A random order of prompts with each one's pairs side by side, so that a batch shares texts and images."""
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
@@ -261,4 +251,4 @@ def make_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: f
         {"params": [p for p in parameters if p.ndim >= NO_DECAY_BELOW], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < NO_DECAY_BELOW], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)

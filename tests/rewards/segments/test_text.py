@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, T5Model
 
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.segments.fit import fit_segments
@@ -263,3 +263,9 @@ def test_a_misleading_word_ranks_below_correct_ones_in_answers_that_were_not_see
         lowest = found.pop(answer.split().index("rude"))
         right += lowest < min(found)
     assert right >= 27  # by chance one in five
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    with pytest.raises(UserError, match="T5Model reads with an encoder and answers with a decoder"):
+        TextEncoder(T5Model(config), byte_tokenizer())

@@ -102,7 +102,7 @@ def test_a_pessimist_loses_what_the_members_differ_by_and_an_unsure_one_abstains
     torch.testing.assert_close(lower.detach(), members.mean(0) - 1.5 * spread, atol=1e-4, rtol=1e-4)
     (gradient,) = torch.autograd.grad(lower.sum(), images)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
-    limit = float(spread.median())
+    limit = float(spread.sort().values[2:4].mean())  # between two, for a copy may differ in the last digit
     unsure = pickle.loads(pickle.dumps(headed.but(abstain_above=limit)))(images, prompts)
     assert unsure.isnan().tolist() == (spread > limit).tolist()
     with pytest.raises(UserError, match="pessimism got -1"):
@@ -136,7 +136,7 @@ def test_features_in_a_file_are_those_in_memory(
     in_memory = fit_reward(pairs, clip_folder, seed=0, epochs=2, progress=False).head
     count, encoded[:] = sum(encoded), []
     with monkeypatch.context() as patch:  # killed while it encodes: what was written is found again
-        patch.setattr("mmrlhf.rewards.encoders.disk_cache.load_image", stop_after(70))
+        patch.setattr("mmrlhf.rewards.encoders.loading.load_image", stop_after(70))
         with pytest.raises(KeyboardInterrupt):
             fit_reward(pairs, clip_folder, seed=0, epochs=2, progress=False, cache=tmp_path / "cache")
     names = next((tmp_path / "cache").glob("*.hashes"))
