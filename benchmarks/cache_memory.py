@@ -3,7 +3,7 @@
 The cache is written as an earlier run would have left it (random features under the content hashes of real files); then heads are
 trained with the process's own memory (RLIMIT_DATA, which counts no mapped file) held below the size of the cache.
 
-    python benchmarks/cache_memory.py            # some minutes, 6 GB of disk
+    python benchmarks/cache_memory.py            # some three minutes, 4 GB of disk
     python benchmarks/cache_memory.py --quick
 """
 
