@@ -58,14 +58,18 @@ class DDIM:
         self.alphas = scheduler.alphas_cumprod.double()
         self.final_alpha = scheduler.final_alpha_cumprod.double()
 
-    def coefficients(self, timesteps: Int[Tensor, " b"]) -> Coefficients:
+    def times(self, timesteps: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The network counts as the schedule does."""
+        return timesteps
+
+    def coefficients(self, timesteps: Int[Tensor, " b"], *, noisy: bool = True) -> Coefficients:
         """ᾱ_t, ᾱ_t' and σ_t = η√((1−ᾱ_t')/(1−ᾱ_t))·√(1−ᾱ_t/ᾱ_t') (eq. 16), as float32 on the device of `timesteps`."""
         now = timesteps.cpu()
         following = now - self.stride
         alpha = self.alphas[now]
         next_alpha = torch.where(following >= 0, self.alphas[following.clamp_min(0)], self.final_alpha)
         variance = (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
-        sigma = self.eta * variance.clamp_min(0).sqrt()
+        sigma = (self.eta if noisy else 0.0) * variance.clamp_min(0).sqrt()
         return Coefficients(*(value.float().to(timesteps.device) for value in (alpha, next_alpha, sigma)))
 
     def gaussian_steps(self) -> int:

@@ -276,7 +276,7 @@ def load_policy(config: DDPOConfig) -> DiffusionPolicy:
         lora_targets=config.lora_targets,
         seed=config.seed,
     )
-    if policy.ddim.gaussian_steps() == 0:
+    if policy.sampler.gaussian_steps() == 0:
         raise UserError(
             f"--num-steps got {config.num_steps}, of which none has noise: allowed is 2 or more for this model"
         )

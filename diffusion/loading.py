@@ -1,28 +1,23 @@
-"""Stable Diffusion pipelines from disk or hub, their LoRA adapters, and saving both in the formats of diffusers."""
+"""Text-to-image pipelines from disk or hub, their LoRA adapters, and saving both in the formats of diffusers."""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 
+from diffusion.families import FAMILIES
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
-LORA_TARGETS = {
-    "attention": ATTENTION,
-    "attention-ff": ATTENTION + FEED_FORWARD,
-    "all": ATTENTION + FEED_FORWARD + CONVOLUTIONS,
-}
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,32 +35,40 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
-def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing, broken or of another class."""
     where = resolve_model(model)
     try:
-        found = StableDiffusionPipeline.load_config(where)
-        found = (found[0] if isinstance(found, tuple) else found).get("_class_name")
-        if found != "StableDiffusionPipeline":
+        found = DiffusionPipeline.load_config(where)
+        name = str((found[0] if isinstance(found, tuple) else found).get("_class_name"))
+        if name not in FAMILIES:
             raise UserError(
-                f"model {model} is a {found}, allowed is a StableDiffusionPipeline: give Stable Diffusion 1 or 2, or tiny-sd"
+                f"model {model} is a {name}, allowed are {', '.join(FAMILIES)}: give one of these, or tiny-sd"
             )
+        unwanted = (
+            {"safety_checker": None, "requires_safety_checker": False} if name == "StableDiffusionPipeline" else {}
+        )
         with quiet_loading(diffusers.utils.logging):
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                where, safety_checker=None, requires_safety_checker=False
-            )
+            pipeline = getattr(diffusers, name).from_pretrained(where, **unwanted)
         check_complete(pipeline)
     except UserError:
         raise
     except Exception as error:  # what diffusers, transformers, their hub client and safetensors raise shares no class
         raise UserError(
-            f"cannot load the model {model} ({reason_of(error)}): give a folder that StableDiffusionPipeline.save_pretrained "
+            f"cannot load the model {model} ({reason_of(error)}): give a folder that the pipeline's save_pretrained "
             "wrote, a hub id that can be reached, or tiny-sd"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        torch.nn.Module.to(part.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of 16 bits
+    for part in modules_of(pipeline).values():
+        # diffusers' own `to` warns of 16 bits; the autoencoder of SDXL overflows in 16 bits and says so
+        own = torch.float32 if getattr(part.config, "force_upcast", False) else dtype
+        torch.nn.Module.to(part.requires_grad_(False).eval(), device, own)
     return pipeline
+
+
+def modules_of(pipeline: Any) -> dict[str, Any]:
+    """The networks of a pipeline by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
 
 
 def reason_of(error: Exception) -> str:
@@ -73,76 +76,87 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200]
 
 
-def check_complete(pipeline: StableDiffusionPipeline) -> None:
+def check_complete(pipeline: Any) -> None:
     """ValueError where files are missing whose lack `from_pretrained` passes over, to fail or draw nonsense later."""
-    tokenizer, positions = pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings
-    if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.model_max_length > positions:
-        raise ValueError(
-            f"the files of its tokenizer/ are missing or incomplete: {len(tokenizer)} tokens, model_max_length "
-            f"{tokenizer.model_max_length:.6g} for a text encoder of {positions} positions"
-        )
-    for name in ("unet", "vae", "text_encoder"):
-        for weight_name, weight in getattr(pipeline, name).named_parameters():
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    if tokenizer is not None and encoder is not None:
+        positions = encoder.config.max_position_embeddings
+        if len(tokenizer) <= len(tokenizer.all_special_ids) or tokenizer.model_max_length > positions:
+            raise ValueError(
+                f"the files of its tokenizer/ are missing or incomplete: {len(tokenizer)} tokens, model_max_length "
+                f"{tokenizer.model_max_length:.6g} for a text encoder of {positions} positions"
+            )
+    for name, part in modules_of(pipeline).items():
+        for weight_name, weight in part.named_parameters():
             if weight.is_meta:
                 raise ValueError(f"the weights of its {name}/ lack {weight_name}")
 
 
-def add_lora(unet: Any, rank: int, alpha: float | None, targets: str, seed: int) -> None:
-    """Give the UNet a LoRA adapter (float32, starts as no change) on the layers that `LORA_TARGETS[targets]` names.
+def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str], seed: int) -> None:
+    """Give the network a LoRA adapter (float32, starts as no change) on the layers whose names end in one of `targets`.
 
-    `alpha` / `rank` scales it; None means `rank`. Source: Hu et al. 2021.
+    `alpha` / `rank` scales it; None means `rank`. Source: Hu et al. 2021. UserError where no layer has such a name.
     """
-    if targets not in LORA_TARGETS:
-        raise UserError(f"lora_targets got '{targets}', allowed are {', '.join(LORA_TARGETS)}")
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(LORA_TARGETS[targets]))
+    linear = (torch.nn.Linear, torch.nn.Conv2d)
+    names = [name for name, layer in network.named_modules() if isinstance(layer, linear)]
+    if not any(name == end or name.endswith(f".{end}") for name in names for end in targets):
+        raise UserError(
+            f"the LoRA targets {', '.join(targets)} match no layer of {type(network).__name__}: choose other --lora-targets, or "
+            "--lora-rank 0 for all weights"
+        )
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets))
     with torch.random.fork_rng(devices=[]):  # peft draws its start from the global generator
         torch.manual_seed(seed)
-        unet.add_adapter(config)
-    for weight in unet.parameters():
+        network.add_adapter(config)
+    for weight in network.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    unet.eval()
+    network.eval()
 
 
-def load_lora(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def load_lora(pipeline: Any, network_name: str, folder: Path) -> None:
     """Put the LoRA weights of a folder (or file) on the pipeline, frozen. UserError where they are missing or do not fit."""
     file = folder / LORA_FILE if folder.is_dir() else folder
     if not file.is_file():
         raise UserError(f"no LoRA weights at {file}: give the --out folder of a run with --lora-rank 1 or more")
+    network = getattr(pipeline, network_name)
     try:
-        weights, alphas, metadata = pipeline.lora_state_dict(
-            str(file.parent), weight_name=file.name, return_lora_metadata=True
-        )
-        if any(name.startswith("text_encoder") for name in weights):
-            raise ValueError("it changes the text encoder, only the UNet may change")
-        pipeline.load_lora_into_unet(weights, network_alphas=alphas, unet=pipeline.unet, metadata=metadata)
+        if strange := [name for name in safetensors_keys(file) if not name.startswith(f"{network_name}.")]:
+            raise ValueError(f"it changes {strange[0]}, only the {network_name} may change")
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     except Exception as error:  # as in `load_pipeline`
         raise UserError(
             f"the LoRA weights {file} do not fit the model ({reason_of(error)}): give the model they were trained on"
         ) from error
-    pipeline.unet.requires_grad_(False).eval()
+    network.requires_grad_(False).eval()
 
 
-def save_lora(unet: Any, folder: Path) -> Path:
-    """Write the adapter so that `StableDiffusionPipeline.load_lora_weights(folder)` reads it; whole or not at all."""
+def safetensors_keys(file: Path) -> list[str]:
+    """The names in a safetensors file."""
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def save_lora(pipeline: Any, network_name: str, folder: Path) -> Path:
+    """Write the adapter so that the pipeline's `load_lora_weights(folder)` reads it; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = next(iter(unet.peft_config))
+    network = getattr(pipeline, network_name)
+    adapter = next(iter(network.peft_config))
     # PEFT's names: diffusers' `convert_state_dict_to_diffusers` renames the attention layers only, and then its loader
     # silently drops those of a LoRA that has other layers too.
-    weights = get_peft_model_state_dict(unet, adapter_name=adapter)
+    weights = get_peft_model_state_dict(network, adapter_name=adapter)
     settings = {
         key: sorted(value) if isinstance(value, set) else value
-        for key, value in unet.peft_config[adapter].to_dict().items()
+        for key, value in network.peft_config[adapter].to_dict().items()
     }
+    layers = {f"{network_name}_lora_layers": weights, f"{network_name}_lora_adapter_metadata": settings}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".lora-") as temporary:
-        StableDiffusionPipeline.save_lora_weights(
-            temporary, unet_lora_layers=weights, unet_lora_adapter_metadata=settings, weight_name=LORA_FILE
-        )
+        pipeline.save_lora_weights(temporary, weight_name=LORA_FILE, **layers)
         os.replace(Path(temporary) / LORA_FILE, folder / LORA_FILE)
     return folder / LORA_FILE
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
+def save_pipeline(pipeline: Any, folder: Path) -> Path:
     """Write the whole model with `save_pretrained`; an older one at `folder` is replaced at the end."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     pipeline.save_pretrained(temporary)

@@ -1,6 +1,6 @@
 """A Stable Diffusion pipeline as a policy: every denoising step is a Gaussian action with a log-probability."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion.ddim import DDIM, gaussian_kl, gaussian_log_prob
+from diffusion.ddim import gaussian_kl, gaussian_log_prob
+from diffusion.families import FAMILIES, Conditions, Family
+from diffusion.families.family import default_side, network_of, rows_of, side_by_side, stacked
 from diffusion.loading import DTYPES, add_lora, load_lora, load_pipeline, pick_device, save_lora, save_pipeline
 from diffusion.noise import Generators, gaussian
+from diffusion.sampling import column
 from mmrlhf.errors import UserError
-from mmrlhf.types import Rollout
+from mmrlhf.types import Images, Rollout
 
 CACHED_PROMPTS = 4096
 Steps = Int[Tensor, "b k"]
@@ -22,18 +25,31 @@ Steps = Int[Tensor, "b k"]
 class DiffusionPolicy:
     """`sample` draws images, `log_prob` says how likely the drawn steps are, `reference` is the model as it was at the start.
 
-    `load` makes one. `pipeline` is a diffusers StableDiffusionPipeline; the UNet is what learns.
+    `load` makes one. `pipeline` is a diffusers pipeline of a class in `FAMILIES`; its UNet or transformer is what learns.
+    `size` is the side of the pictures in pixels, None the model's own.
     """
 
     def __init__(
-        self, pipeline: Any, *, num_steps: int = 50, guidance_scale: float = 5.0, eta: float = 1.0, full: bool = False
+        self,
+        pipeline: Any,
+        *,
+        num_steps: int = 50,
+        guidance_scale: float = 5.0,
+        eta: float = 1.0,
+        full: bool = False,
+        size: int | None = None,
     ) -> None:
-        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        self.pipeline, self.vae = pipeline, pipeline.vae
+        self.family: Family = FAMILIES[type(pipeline).__name__](pipeline)
+        self.network = network_of(self.family)
         self.guidance_scale = guidance_scale
-        self.ddim = DDIM(pipeline.scheduler.config, num_steps, eta)
-        self.embeddings: dict[str, Tensor] = {}
+        self.latent_shape = latent_shape(self.family, size)
+        self.forward = self.family.forward_process()
+        self.sampler = self.family.sampler(num_steps, eta, self.latent_shape)
+        self.embeddings: dict[str, Conditions] = {}
+        self.empty: Conditions | None = None
         # Without an adapter to switch off, the start has to be remembered: the one case with a second copy of the weights.
-        self.start = [weight.detach().clone() for weight in self.unet.parameters()] if full else []
+        self.start = [weight.detach().clone() for weight in self.network.parameters()] if full else []
 
     @classmethod
     def load(
@@ -50,6 +66,7 @@ class DiffusionPolicy:
         lora_alpha: float | None = None,
         lora_targets: str = "attention",
         lora: Path | None = None,
+        size: int | None = None,
         seed: int = 0,
     ) -> "DiffusionPolicy":
         """A policy from a folder, a hub id or a tiny name.
@@ -68,60 +85,58 @@ class DiffusionPolicy:
                 "lora and lora_rank were both given, allowed is one: leave out lora_rank to sample with lora"
             )
         pipeline = load_pipeline(model, pick_device(device), DTYPES[dtype])
+        family = FAMILIES[type(pipeline).__name__](pipeline)
+        network = network_of(family)
         if lora is not None:
-            load_lora(pipeline, lora)
+            load_lora(pipeline, family.network_name, lora)
         elif lora_rank:
-            add_lora(pipeline.unet, lora_rank, lora_alpha, lora_targets, seed)
+            add_lora(network, lora_rank, lora_alpha, targets_of(family, lora_targets), seed)
         elif lora_rank == 0:
-            pipeline.unet.requires_grad_(True)
+            network.requires_grad_(True)
         if gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-        return cls(pipeline, num_steps=num_steps, guidance_scale=guidance_scale, eta=eta, full=lora_rank == 0)
+            network.enable_gradient_checkpointing()
+        return cls(
+            pipeline, num_steps=num_steps, guidance_scale=guidance_scale, eta=eta, full=lora_rank == 0, size=size
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one sample's latents."""
-        side = self.unet.config.sample_size
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        return self.unet.config.in_channels, height, width
+        return next(self.network.parameters()).device
 
     def parameters(self) -> list[nn.Parameter]:
-        """What training changes: the LoRA weights, or the UNet's."""
-        return [weight for weight in self.unet.parameters() if weight.requires_grad]
+        """What training changes: the LoRA weights, or all of the network's."""
+        return [weight for weight in self.network.parameters() if weight.requires_grad]
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
-        """The text encoder's output for each prompt; each distinct prompt is encoded once and remembered."""
+    def embed(self, prompts: Sequence[str]) -> Conditions:
+        """What the network is told of each prompt; each distinct prompt is encoded once and remembered."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.embeddings]
         if missing:
             if len(self.embeddings) + len(missing) > CACHED_PROMPTS:
                 self.embeddings.clear()
                 missing = list(dict.fromkeys(prompts))
-            encoded, _ = self.pipeline.encode_prompt(missing, self.device, 1, False)
-            self.embeddings.update(zip(missing, encoded, strict=True))
-        return torch.stack([self.embeddings[prompt] for prompt in prompts])
+            encoded = self.family.encode(missing, self.device)
+            rows = [{name: values[row] for name, values in encoded.items()} for row in range(len(missing))]
+            self.embeddings.update(zip(missing, rows, strict=True))
+        return stacked([self.embeddings[prompt] for prompt in prompts])
 
-    def context(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
-        """What the UNet attends to: one row a prompt, after as many of the empty prompt where guidance is on (n = b or 2b)."""
+    def context(self, prompts: Sequence[str]) -> Conditions:
+        """One row a prompt, after as many of the empty prompt where guidance takes a second pass (b or 2b rows)."""
         texts = self.embed(prompts)
-        if self.guidance_scale == 1:
+        if self.guidance_scale == 1 or self.family.guidance_is_input:
             return texts
-        return torch.cat([self.embed([""]).expand_as(texts), texts])
+        if self.empty is None:
+            with torch.no_grad():
+                self.empty = self.family.unconditional(self.device)
+        return side_by_side(self.empty, texts)
 
     def predict(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], context: Float[Tensor, "n l d"]
+        self, latents: Float[Tensor, "b c h w"], times: Tensor, context: Conditions
     ) -> Float[Tensor, "b c h w"]:
-        """The UNet's output with classifier-free guidance (Ho & Salimans 2022), both halves in one pass, as float32."""
-        copies = len(context) // len(latents)
-        inputs = latents.to(self.unet.dtype).repeat(copies, 1, 1, 1)
-        output = self.unet(inputs, timesteps.repeat(copies), encoder_hidden_states=context, return_dict=False)[
-            0
-        ].float()
+        """The network's output with classifier-free guidance (Ho & Salimans 2022), both halves in one pass, as float32."""
+        copies = rows_of(context) // len(latents)
+        output = self.family.call(latents.repeat(copies, 1, 1, 1), times.repeat(copies), context, self.guidance_scale)
         if copies == 1:
             return output
         without, with_text = output.chunk(2)
@@ -129,37 +144,60 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], generator: Generators, initial_noise: Float[Tensor, "b c h w"] | None = None
+        self,
+        prompts: Sequence[str],
+        generator: Generators,
+        initial_noise: Float[Tensor, "b c h w"] | None = None,
+        noisy: Collection[int] | None = None,
     ) -> Rollout:
-        """Draw one image a prompt; the rollout holds the steps that have noise (all, or all but the last).
+        """Draw one image a prompt; the rollout holds the steps that have noise.
 
         `generator` is one for the batch, or one for each sample, whose noise then does not depend on its neighbours.
-        `initial_noise` stands in for the first draw.
+        `initial_noise` stands in for the first draw. `noisy` are the numbers of the steps that get noise, None all that can.
         """
         shape = (len(prompts), *self.latent_shape)
         latents = gaussian(shape, generator, self.device) if initial_noise is None else initial_noise.to(self.device)
         context = self.context(prompts)
-        gaussian_steps = self.ddim.gaussian_steps()
-        path, log_probs = [latents], []
-        for number, timestep in enumerate(self.ddim.timesteps.tolist()):
-            timesteps = torch.full((len(prompts),), timestep, device=self.device)
-            at = self.ddim.coefficients(timesteps)
-            mean = self.ddim.mean(self.predict(latents, timesteps, context), latents, at)
-            latents = mean
-            if number < gaussian_steps:
-                latents = mean + at.sigma[:, None, None, None] * gaussian(shape, generator, self.device)
-                path.append(latents)
+        steps = noisy_steps(self.sampler.gaussian_steps(), noisy)
+        before, after, log_probs = [], [], []
+        for number, step in enumerate(self.sampler.timesteps.to(self.device)):
+            timesteps = step.expand(len(prompts))
+            at = self.sampler.coefficients(timesteps, noisy=number in steps)
+            output = self.predict(latents, self.sampler.times(timesteps), context)
+            mean = self.sampler.mean(output, latents, at)
+            if number in steps:
+                before.append(latents)
+                latents = mean + column(at.sigma) * gaussian(shape, generator, self.device)
+                after.append(latents)
                 log_probs.append(gaussian_log_prob(latents, mean, at.sigma))
-        states = torch.stack(path, dim=1)
-        drawn = torch.stack(log_probs, dim=1) if log_probs else torch.zeros(len(prompts), 0, device=self.device)
-        steps = self.ddim.timesteps[:gaussian_steps].to(self.device).expand(len(prompts), -1)
-        return Rollout(tuple(prompts), states[:, :-1], states[:, 1:], steps, drawn, self.decode(latents))
+            else:
+                latents = mean
+        empty = latents.new_zeros(len(prompts), 0, *self.latent_shape)
+        return Rollout(
+            tuple(prompts),
+            torch.stack(before, dim=1) if before else empty,
+            torch.stack(after, dim=1) if after else empty,
+            self.sampler.timesteps[steps].to(self.device).expand(len(prompts), -1),
+            torch.stack(log_probs, dim=1) if log_probs else latents.new_zeros(len(prompts), 0),
+            self.decode(latents),
+        )
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Latents to images."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        return self.decode_with_gradients(latents)
+
+    def decode_with_gradients(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Latents to images, which gradients pass except where a pixel is cut to [0, 1]."""
+        scaled = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+        return (self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Images) -> Float[Tensor, "b c y x"]:
+        """Images of the policy's size to latents: the mean of what the autoencoder makes of them."""
+        pixels = (2 * images - 1).to(self.device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode().float()
+        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
     def log_prob(self, rollout: Rollout, steps: Steps | None = None) -> Float[Tensor, "b k"]:
         """The log-probability of the drawn steps under the present weights, with gradients; equal to `rollout.log_probs`
@@ -186,39 +224,39 @@ class DiffusionPolicy:
         rows = torch.arange(batch, device=self.device)
         chosen = torch.arange(count).expand(batch, -1) if steps is None else steps
         context = self.context(rollout.prompts)
-        for column in chosen.to(self.device).T:
-            timesteps, latents = rollout.timesteps[rows, column], rollout.latents[rows, column]
-            at = self.ddim.coefficients(timesteps)
-            mean = self.ddim.mean(self.predict(latents, timesteps, context), latents, at)
-            yield rollout.next_latents[rows, column], mean, at.sigma
+        for step in chosen.to(self.device).T:
+            timesteps, latents = rollout.timesteps[rows, step], rollout.latents[rows, step]
+            at = self.sampler.coefficients(timesteps)
+            output = self.predict(latents, self.sampler.times(timesteps), context)
+            yield rollout.next_latents[rows, step], self.sampler.mean(output, latents, at), at.sigma
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the model is the one that was loaded: LoRA switched off, or the remembered weights put in place."""
-        adapted = bool(getattr(self.unet, "peft_config", None))
+        adapted = bool(getattr(self.network, "peft_config", None))
         if adapted:
-            self.unet.disable_adapters()
+            self.network.disable_adapters()
         self._swap()
         try:
             yield
         finally:
             self._swap()
             if adapted:
-                self.unet.enable_adapters()
+                self.network.enable_adapters()
 
     def _swap(self) -> None:
         """Exchange the present weights with the remembered start (nothing where none is remembered)."""
-        weights = list(self.unet.parameters()) if self.start else []
+        weights = list(self.network.parameters()) if self.start else []
         for place, weight in enumerate(weights):
             weight.data, self.start[place] = self.start[place], weight.data
 
     def state_dict(self) -> dict[str, Tensor]:
         """What training has changed, for a checkpoint."""
-        return {name: weight.detach() for name, weight in self.unet.named_parameters() if weight.requires_grad}
+        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. UserError where it is of another LoRA or model."""
-        own = {name: weight for name, weight in self.unet.named_parameters() if weight.requires_grad}
+        own = {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
         if {name: weight.shape for name, weight in own.items()} != {name: value.shape for name, value in state.items()}:
             raise UserError(
                 "the checkpoint's weights do not fit the model: resume with the model and --lora-rank of the run"
@@ -229,6 +267,30 @@ class DiffusionPolicy:
 
     def save(self, folder: Path) -> Path:
         """Write what was trained: LoRA weights into `folder`, or the whole model as `folder`/model; returns the path to load."""
-        if getattr(self.unet, "peft_config", None):
-            return save_lora(self.unet, folder).parent
+        if getattr(self.network, "peft_config", None):
+            return save_lora(self.pipeline, self.family.network_name, folder).parent
         return save_pipeline(self.pipeline, folder / "model")
+
+
+def latent_shape(family: Family, size: int | None) -> tuple[int, int, int]:
+    """(c, h, w) of one sample's latents for pictures of `size` pixels, None the model's own size."""
+    factor = family.pipeline.vae_scale_factor
+    step = 2 * factor  # networks halve the latents at least once
+    if size is not None and (size < step or size % step):
+        raise UserError(f"size got {size}, allowed are multiples of {step} for this model")
+    side = default_side(family) if size is None else size // factor
+    return family.latent_channels, side, side
+
+
+def targets_of(family: Family, name: str) -> tuple[str, ...]:
+    """The ends of the names of the layers that get LoRA weights."""
+    if name not in family.lora_targets:
+        raise UserError(f"lora_targets got '{name}', allowed are {', '.join(family.lora_targets)}")
+    return family.lora_targets[name]
+
+
+def noisy_steps(possible: int, wanted: Collection[int] | None) -> list[int]:
+    """The numbers of the steps that get noise, in order."""
+    if wanted is not None and not set(wanted) <= set(range(possible)):
+        raise UserError(f"noisy steps got {sorted(wanted)}, allowed are 0 to {possible - 1} for this schedule")
+    return list(range(possible)) if wanted is None else sorted(wanted)

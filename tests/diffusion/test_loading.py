@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from diffusion.loading import LORA_FILE, LORA_TARGETS, load_pipeline, pick_device
+from diffusion.families.unets import LORA_TARGETS
+from diffusion.loading import LORA_FILE, load_pipeline, pick_device
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
 from tests.diffusion.test_policy import disturb, load
@@ -26,14 +27,14 @@ def unet_output(unet: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("targets", LORA_TARGETS)
 def test_saved_lora_loads_in_diffusers_and_gives_the_same_outputs(model: Path, tmp_path: Path, targets: str) -> None:
     policy = load(model, lora_alpha=6.0, lora_targets=targets)
-    start = unet_output(policy.unet)
+    start = unet_output(policy.network)
     disturb(policy)
     folder = policy.save(tmp_path / "out")
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     torch.testing.assert_close(unet_output(pipeline.unet), start)
     pipeline.load_lora_weights(str(folder))
-    torch.testing.assert_close(unet_output(pipeline.unet), unet_output(policy.unet))
-    assert (unet_output(policy.unet) - start).abs().max() > 1e-3
+    torch.testing.assert_close(unet_output(pipeline.unet), unet_output(policy.network))
+    assert (unet_output(policy.network) - start).abs().max() > 1e-3
     assert [path.name for path in folder.iterdir()] == [LORA_FILE]
 
 
@@ -41,10 +42,10 @@ def test_saved_lora_loads_in_a_policy_and_can_be_switched_off(model: Path, tmp_p
     policy = load(model)
     disturb(policy)
     again = DiffusionPolicy.load(str(model), lora=policy.save(tmp_path), num_steps=4, device="cpu")
-    torch.testing.assert_close(unet_output(again.unet), unet_output(policy.unet))
+    torch.testing.assert_close(unet_output(again.network), unet_output(policy.network))
     assert again.parameters() == []
     with again.reference(), policy.reference():
-        torch.testing.assert_close(unet_output(again.unet), unet_output(policy.unet))
+        torch.testing.assert_close(unet_output(again.network), unet_output(policy.network))
 
 
 def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path) -> Non
         folder = policy.save(tmp_path)
     assert folder == tmp_path / "model" and [path.name for path in tmp_path.iterdir()] == ["model"]
     torch.testing.assert_close(
-        unet_output(load_pipeline(str(folder), CPU, torch.float32).unet), unet_output(policy.unet)
+        unet_output(load_pipeline(str(folder), CPU, torch.float32).unet), unet_output(policy.network)
     )
     StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
 
@@ -62,7 +63,7 @@ def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path) -> Non
 def test_only_lora_weights_learn_and_they_are_float32(model: Path) -> None:
     policy = load(model, dtype="bfloat16", lora_rank=2)
     assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
-    frozen = [weight for name, weight in policy.unet.named_parameters() if "lora" not in name]
+    frozen = [weight for name, weight in policy.network.named_parameters() if "lora" not in name]
     assert {weight.dtype for weight in frozen} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in frozen)
     assert sum(weight.numel() for weight in policy.parameters()) < 0.1 * sum(weight.numel() for weight in frozen)
@@ -72,7 +73,7 @@ def test_lora_starts_as_no_change_and_by_its_seed(model: Path) -> None:
     plain = load_pipeline(str(model), CPU, torch.float32).unet
     policies = [load(model, seed=seed) for seed in (0, 0, 1)]
     for policy in policies:
-        torch.testing.assert_close(unet_output(policy.unet), unet_output(plain))
+        torch.testing.assert_close(unet_output(policy.network), unet_output(plain))
     first, same, other = ([weight for weight in policy.parameters() if weight.any()] for policy in policies)
     assert all(a.equal(b) for a, b in zip(first, same, strict=True))
     assert not any(a.equal(b) for a, b in zip(first, other, strict=True))
@@ -81,8 +82,8 @@ def test_lora_starts_as_no_change_and_by_its_seed(model: Path) -> None:
 def test_refuses_what_is_not_a_stable_diffusion_pipeline(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot load the model .*give a folder"):
         load(tmp_path)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="is a FluxPipeline, allowed is a StableDiffusionPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AnimateDiffPipeline"}))
+    with pytest.raises(UserError, match="is a AnimateDiffPipeline, allowed are StableDiffusionPipeline"):
         load(tmp_path)
     with pytest.raises(UserError, match="unknown model"):
         load(tmp_path / "missing")

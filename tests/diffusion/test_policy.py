@@ -123,7 +123,7 @@ def test_each_prompt_is_encoded_once_and_as_the_pipeline_encodes_it(
     policy.sample(["red", "a cat"], seeded(1))
     assert sorted(asked) == ["", "a cat", "a dog", "red"]
     theirs, empty = encode("a dog", torch.device("cpu"), 1, True)
-    torch.testing.assert_close(policy.context(["a dog"]), torch.cat([empty, theirs]))
+    torch.testing.assert_close(policy.context(["a dog"])["text"], torch.cat([empty, theirs]))
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 3), (3.0, 6)])
@@ -132,13 +132,13 @@ def test_guidance_is_one_pass_of_both_halves_and_none_at_1(
 ) -> None:
     policy = load(model, guidance_scale=guidance)
     sizes: list[int] = []
-    forward = policy.unet.forward
+    forward = policy.network.forward
 
     def watched(inputs: torch.Tensor, *rest: Any, **named: Any) -> Any:
         sizes.append(len(inputs))
         return forward(inputs, *rest, **named)
 
-    monkeypatch.setattr(policy.unet, "forward", watched)
+    monkeypatch.setattr(policy.network, "forward", watched)
     rollout = policy.sample(PROMPTS, seeded(0))
     policy.log_prob(rollout)
     assert sizes == [rows] * 8
