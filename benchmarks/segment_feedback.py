@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in tqdm(range(options.seeds), desc="seeds", unit="seed"):
         for place in np.ndindex(found.shape[:2]):
             reward = learn(task, FEEDBACK[place[1]], options.labels[place[0]], seed=seed, noise=options.noise)
-            found[(*place, slice(None), seed)] = shares(task, reward)
+            found[place[0], place[1], :, seed] = shares(task, reward)
     lengths = watch(task, USUAL, np.random.default_rng(0)).lengths
     watched, best = (true_return(task, own) for own in (behaviour(task), with_slips(plan(task, task.reward))))
     print(

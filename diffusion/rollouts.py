@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.policy import DiffusionPolicy
+from diffusion.training import TrainingRun
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
 
@@ -50,3 +51,20 @@ def select(rollout: Rollout, rows: Int[Tensor, " n"]) -> Rollout:
     """The samples of a rollout that `rows` names."""
     chosen = rows.to(rollout.log_probs.device)
     return Rollout(tuple(rollout.prompts[row] for row in rows.tolist()), *(tensor[chosen] for tensor in rollout[1:]))
+
+
+def check_numbers(run: TrainingRun, rollout: Rollout, rewards: Float[Tensor, " b"], epoch: int) -> None:
+    """UserError where an image is not a number, a reward is infinite, or most are NaN; a few NaN are abstentions."""
+    if not rollout.images.isfinite().all():
+        raise run.not_a_number("a generated image", epoch, "lower --learning-rate")
+    missing = int(rewards.isnan().sum())
+    if rewards.isinf().any() or 2 * missing > len(rewards):
+        what = f"the reward ({missing} of {len(rewards)} are NaN, {int(rewards.isinf().sum())} infinite)"
+        raise run.not_a_number(what, epoch, "check what the reward says to pictures such as those in samples/")
+
+
+def reward_figures(rewards: Float[Tensor, " b"]) -> dict[str, float]:
+    """Mean and spread of the rewards that are numbers, and how many are not."""
+    rated = rewards[rewards.isfinite()]
+    mean, spread = float(rated.mean()), float(rated.std(correction=0))
+    return {"reward_mean": mean, "reward_std": spread, "abstained": len(rewards) - len(rated)}

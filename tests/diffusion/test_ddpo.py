@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.ddpo import improve, load_policy, step_loss, train
+from diffusion.ddpo import improve, step_loss, train
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.generate import generate_images
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, select
+from diffusion.training import TrainingRun, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 
@@ -263,17 +264,23 @@ def test_the_kl_penalty_holds_the_policy_back(config: DDPOConfig, tmp_path: Path
     assert kl[1] < 0.5 * kl[0]
 
 
+def plain_descent(config: DDPOConfig) -> TrainingRun:
+    """A run whose optimizer subtracts the gradient."""
+    run = TrainingRun("ddpo", config, ["a cat"])
+    run.optimizer = torch.optim.SGD(run.policy.parameters(), lr=1.0)
+    return run
+
+
 def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> None:
     """Batches of 2, three an update, against one batch of 6: the same samples and steps, so the same weights after it."""
     after = []
     for size, accumulation in ((2, 3), (6, 1), (4, 2)):
         own = replace(config, train_batch_size=size, gradient_accumulation=accumulation)
-        policy = load_policy(own)
-        rollout = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0))
-        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-        figures = improve(policy, optimizer, rollout, torch.linspace(-1, 2, 6), own, seeded(1), 0)
+        run = plain_descent(replace(own, out=own.out / str(size)))
+        rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
+        figures = improve(run, rollout, torch.linspace(-1, 2, 6), own, seeded(1), 0)
         assert figures["updates"] == 1
-        after.append(policy.state_dict())
+        after.append(run.policy.state_dict())
     for other in after[1:]:
         for name, weight in after[0].items():
             torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=1e-3)
@@ -282,12 +289,13 @@ def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> Non
 def test_the_first_update_is_the_policy_gradient(config: DDPOConfig) -> None:
     """At the weights that drew the samples: −mean over samples and steps of A ∇ log π, by plain autograd on all steps."""
     config = replace(config, train_batch_size=6, max_grad_norm=1e9)
-    policy = load_policy(config)
+    run = plain_descent(config)
+    policy = run.policy
     rollout, advantages = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0)), torch.linspace(-1, 2, 6)
     loss = -(advantages[:, None] * policy.log_prob(rollout)).mean()
     expected = torch.autograd.grad(loss, policy.parameters())
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
-    improve(policy, torch.optim.SGD(policy.parameters(), lr=1.0), rollout, advantages, config, seeded(1), 0)
+    improve(run, rollout, advantages, config, seeded(1), 0)
     for (name, weight), gradient in zip(policy.state_dict().items(), expected, strict=True):
         torch.testing.assert_close(before[name] - weight, gradient, atol=1e-5, rtol=1e-3)
 
@@ -325,7 +333,7 @@ def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig)
         ({"learning_rate": 0.0}, "--learning-rate got 0.0, allowed is above 0"),
         ({"learning_rate": float("nan")}, "--learning-rate got nan"),
         ({"eta": 0.0}, "--eta got 0.0, allowed is above 0"),
-        ({"eta": 1.5}, "--eta got 1.5, allowed is above 0 up to 1"),
+        ({"eta": 1.5}, "--eta got 1.5, allowed is 0 up to 1"),
         ({"timestep_fraction": 2.0}, "--timestep-fraction got 2.0"),
         ({"kl_budget": -1.0}, "--kl-budget got -1.0, allowed is above 0"),
         ({"lora_alpha": float("nan")}, "--lora-alpha got nan, allowed is above 0: leave it out"),

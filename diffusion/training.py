@@ -1,0 +1,197 @@
+"""A fine-tuning run in its folder: what it changes, what was measured, pictures on the way, and how it goes on after a kill."""
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.generate import generate_images
+from diffusion.loading import pick_device
+from diffusion.policy import DiffusionPolicy
+from diffusion.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, settings, write_metrics
+from diffusion.tuning_config import MAY_DIFFER, TuningConfig
+from mmrlhf.checkpoint import save_checkpoint
+from mmrlhf.errors import UserError
+from mmrlhf.images import grid, save_image
+from mmrlhf.types import Rollout
+
+GRID_IMAGES = 16
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something that a checkpoint keeps."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class TrainingRun:
+    """The policy that learns, its optimizer, and the folder. All randomness follows from the config and the epoch's number.
+
+    `parts` are what else a checkpoint must keep. Use: `for epoch in run.epochs(): … run.record(line)`, then `run.close()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TuningConfig,
+        prompts: Sequence[str],
+        *,
+        parts: Mapping[str, Stateful] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        policy: DiffusionPolicy | None = None,
+    ) -> None:
+        """Take up the last checkpoint, or start. UserError for a folder of another run; `identity` tells runs apart, too."""
+        self.name, self.config, self.prompts, self.parts = name, config, list(prompts), dict(parts or {})
+        wanted = settings(config, prompts) | dict(identity or {})
+        check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
+        self.policy = load_policy(config) if policy is None else policy
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4
+        )
+        self.metrics: list[dict[str, Any]] = []
+        self.stopped = ""
+        """Why the run ended early, "" where it did not."""
+        self.take_up(read_checkpoint(config.out))
+        claim_folder(config.out, wanted)
+        write_metrics(config.out, self.metrics)
+        self.started = time.monotonic()
+        self.bar: Any = None
+
+    def take_up(self, saved: dict[str, Any] | None) -> None:
+        """The state of a checkpoint. A run that its KL budget stopped stays so, unless the budget is higher now or gone."""
+        if saved is None:
+            return
+        self.policy.load_state_dict(saved["policy"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.metrics = saved["metrics"]
+        budget, stopped = self.config.kl_budget, saved.get("stopped", "")
+        self.stopped = "" if budget is None or (saved["kl_budget"] and budget > saved["kl_budget"]) else stopped
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers of the epochs to make; pictures are drawn before them."""
+        config, done = self.config, len(self.metrics)
+        self.bar = tqdm(range(done, config.epochs), initial=done, total=config.epochs, desc=self.name, unit="epoch")
+        for epoch in self.bar:
+            if self.stopped:
+                break
+            self.save_samples(epoch)
+            self.started = time.monotonic()
+            yield epoch
+        self.bar.close()
+
+    def kl(self, rollout: Rollout) -> float:
+        """KL of the whole path to the start on these samples, nats."""
+        return float(self.policy.kl_to_reference(rollout))
+
+    def snapshot(self) -> tuple[Any, Any]:
+        """What an update changes, to be put back by `take_back`; nothing where no budget could ask for it."""
+        if self.config.kl_budget is None:
+            return {}, {}
+        return copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
+
+    def hold_to_budget(self, rollout: Rollout, before: tuple[Any, Any]) -> None:
+        """Where the KL on these samples exceeds the budget, take the updates since `before` back and stop."""
+        if self.config.kl_budget is None or (kl := self.kl(rollout)) <= self.config.kl_budget:
+            return
+        self.policy.load_state_dict(before[0])
+        self.optimizer.load_state_dict(before[1])
+        self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
+
+    def update(self, epoch: int) -> float:
+        """One step of the optimizer on the gradients at hand; their norm. UserError where it is no number."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if not norm.isfinite():
+            raise self.not_a_number("the gradient of the loss", epoch, "lower --learning-rate or --guidance-scale")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> dict[str, Any]:
+        """Keep an epoch's figures, and the state; `problems` are told when they first show, `shown` figures on the bar."""
+        known = {name for earlier in self.metrics for name in earlier["problems"]}
+        for name in sorted(problems.keys() - known):
+            tqdm.write(f"not learning ({name}) in epoch {line['epoch']}: {problems[name]}", file=sys.stderr)
+        line = line | {"problems": sorted(problems)}
+        self.metrics.append(line)
+        done = len(self.metrics)
+        if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
+            self.save()
+        write_metrics(self.config.out, self.metrics)
+        self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
+        return line
+
+    def seconds(self) -> float:
+        """Since the epoch began."""
+        return time.monotonic() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint, and the LoRA weights so far (a whole model is only written at the end)."""
+        saved = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "metrics": self.metrics,
+            "stopped": self.stopped,
+            "kl_budget": self.config.kl_budget,
+        }
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        save_checkpoint(saved | parts, self.config.out / CHECKPOINT)
+        if self.config.lora_rank:
+            self.policy.save(self.config.out)
+
+    def close(self) -> RunResult:
+        """The last pictures and the weights to load; says where they are."""
+        self.save_samples(len(self.metrics), last=True)
+        where = self.policy.save(self.config.out)
+        why = f"stopped: {self.stopped}; " if self.stopped else ""
+        print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
+        return RunResult(self.config.out, self.metrics, self.stopped)
+
+    def save_samples(self, epoch: int, last: bool = False) -> None:
+        """The first prompts with noise that is the same each time, as OUT/samples/epoch-NNNN.png."""
+        config = self.config
+        if config.images_every == 0 or (epoch % config.images_every and not last):
+            return
+        shown = [self.prompts[i % len(self.prompts)] for i in range(GRID_IMAGES)]
+        images = generate_images(self.policy, shown, seed=config.seed, batch_size=config.train_batch_size)
+        save_image(grid(images, columns=8), config.out / "samples" / f"epoch-{epoch:04d}.png")
+
+    def not_a_number(self, what: str, epoch: int, change: str) -> UserError:
+        """The error that ends a run whose figures are no longer numbers."""
+        saved = self.config.out / CHECKPOINT
+        kept = f"the last good state is {saved}" if saved.exists() else "no checkpoint was written yet"
+        return UserError(f"{what} is not a finite number in epoch {epoch}: {change}; {kept}")
+
+
+def load_reward(name: str, device: str) -> Callable[..., Tensor]:
+    """The reward that `--reward` names, on the run's device where it can move."""
+    from mmrlhf.rewards import load_reward as load
+
+    reward = load(name)
+    return reward.to(pick_device(device)) if hasattr(reward, "to") else reward
+
+
+def load_policy(config: TuningConfig) -> DiffusionPolicy:
+    """The policy that a config asks for, at its start."""
+    return DiffusionPolicy.load(
+        config.model,
+        lora_rank=config.lora_rank,
+        num_steps=config.num_steps,
+        guidance_scale=config.guidance_scale,
+        eta=config.eta,
+        device=config.device,
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        lora_alpha=config.lora_alpha,
+        lora_targets=config.lora_targets,
+        size=config.size,
+        seed=config.seed,
+    )

@@ -1,0 +1,102 @@
+"""The options that every way to fine-tune a text-to-image model shares, and which values they take."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrlhf.config import check_seed
+from mmrlhf.errors import UserError
+
+MAY_DIFFER = ("out", "epochs", "resume", "save_every", "images_every", "kl_budget", "device")
+"""Options that a resumed run may change."""
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Fine-tune a text-to-image model."""
+
+    model: str
+    """tiny-sd, the folder of a Stable Diffusion 1, 2, XL or 3, or Flux pipeline, or a hub id."""
+    out: Path
+    """Folder for LoRA weights (or model/), metrics.jsonl, checkpoint.pt and samples/."""
+    _: KW_ONLY
+    epochs: int = 100
+    """Rounds of sampling and training, or passes over the data."""
+    train_batch_size: int = 16
+    """Samples in a forward pass of training."""
+    gradient_accumulation: int = 1
+    """Train batches an optimizer step."""
+    num_steps: int = 50
+    """Denoising steps of sampling."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance of sampling; 1 is none (half the work). Flux takes it as an input of its network."""
+    eta: float = 1.0
+    """Noise of the denoising steps: 1 is DDPM's; for flow models the a of Flow-GRPO, 0.7 there."""
+    size: int | None = None
+    """Side of the pictures in pixels; None is the model's own."""
+    lora_rank: int = 4
+    """Rank of the LoRA; 0 trains all weights of the UNet or transformer."""
+    lora_alpha: float | None = None
+    """Scale of the LoRA is alpha / rank, above 0; None means 1."""
+    lora_targets: Literal["attention", "attention-ff", "all"] = "attention"
+    """Layers that get LoRA weights."""
+    learning_rate: float = 3e-4
+    """Of AdamW, constant; about 1e-5 for full weights."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    kl_samples: int = 16
+    """Samples on which the KL to the start is measured after each epoch; 0 is never."""
+    kl_budget: float | None = None
+    """Stop before the KL of the whole path to the start (nats) exceeds this; the epoch that would is taken back.
+    Such a run goes on with --resume only under a higher budget, or none."""
+    gradient_checkpointing: bool = False
+    """Less memory for about a third more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights; LoRA weights are float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    seed: int = 0
+    """Same seed, same run."""
+    save_every: int = 1
+    """Epochs between checkpoints."""
+    images_every: int = 10
+    """Epochs between pictures in samples/ of the same prompts with the same noise; 0 is none."""
+    resume: bool = False
+    """Go on with the run in OUT, as if it had never stopped."""
+
+
+def validate_tuning(
+    config: TuningConfig,
+    *,
+    at_least_one: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    above_zero: Sequence[str] = (),
+    up_to_one: Sequence[str] = (),
+) -> None:
+    """UserError for a shared option, or one of those named, outside its range."""
+    ones = ("epochs", "train_batch_size", "gradient_accumulation", "num_steps", "save_every", *at_least_one)
+    zeros = ("lora_rank", "images_every", "guidance_scale", "kl_samples", "eta", *not_negative)
+    positives = ("learning_rate", "max_grad_norm", *above_zero)
+    for name in ones:
+        check(config, name, lambda value: value >= 1, "1 or more")
+    for name in zeros:
+        check(config, name, lambda value: value >= 0, "0 or more")
+    for name in positives:
+        check(config, name, lambda value: value > 0, "above 0")
+    for name in ("eta", *up_to_one):
+        check(config, name, lambda value: 0 <= value <= 1, "0 up to 1")
+    if config.lora_alpha is not None:
+        check(config, "lora_alpha", lambda value: value > 0, "above 0: leave it out for a scale of 1")
+    if config.kl_budget is not None:
+        check(config, "kl_budget", lambda value: value > 0, "above 0: leave it out for no limit")
+        check(config, "kl_samples", lambda value: value >= 1, "1 or more with a --kl-budget")
+    check_seed(config.seed)
+
+
+def check(config: Any, name: str, fits: Any, words: str) -> None:
+    """UserError where the value of an option does not fit, or is no finite number."""
+    value = getattr(config, name)
+    if not (math.isfinite(value) and fits(value)):
+        raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {words}")
