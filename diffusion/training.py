@@ -52,7 +52,7 @@ class TrainingRun:
         wanted = settings(config, prompts) | dict(identity or {})
         check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
         self.policy = load_policy(config) if policy is None else policy
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4
         )
         self.metrics: list[dict[str, Any]] = []

@@ -391,7 +391,7 @@ class App:
         """What it prints at the end."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.communicate(timeout=60)[0]
+        return self.process.communicate(timeout=120)[0]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,10 @@ from mmrlhf.types import Reward
 def score_batches(
     score: Callable[[Tensor, Sequence[str]], Tensor], inputs: Iterable[tuple[Tensor, str]], batch_size: int
 ) -> Float[np.ndarray, "k n"]:
-    """`score` gives "b", or "k b", for "b 3 h w" images and their prompts; the inputs are taken one by one, and kept in order."""
+    """`score` gives "b", or "k b", for "b 3 h w" images and their prompts; the inputs are taken one by one, and kept in order.
+
+    Of no input there is one row of no scores.
+    """
     found: dict[int, Tensor] = {}
     waiting: dict[torch.Size, list[tuple[int, Tensor, str]]] = {}
 
@@ -32,6 +35,8 @@ def score_batches(
             finish(waiting.pop(image.shape))
     for batch in waiting.values():
         finish(batch)
+    if not found:
+        return np.empty((1, 0))
     return torch.stack([found[number] for number in range(len(found))], dim=1).numpy()
 
 
