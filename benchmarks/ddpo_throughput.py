@@ -12,6 +12,7 @@ import torch
 
 from diffusion.ddpo import step_loss
 from diffusion.ddpo_config import DDPOConfig
+from diffusion.families.family import rows_of
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch
@@ -33,10 +34,11 @@ def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 class TwoPasses(DiffusionPolicy):
     """Guidance as two forward passes, to measure what one pass of both saves."""
 
-    def predict(self, latents, timesteps, context):
-        if len(context) == len(latents):
-            return super().predict(latents, timesteps, context)
-        without, with_text = (super(TwoPasses, self).predict(latents, timesteps, part) for part in context.chunk(2))
+    def predict(self, latents, times, context):
+        if rows_of(context) == len(latents):
+            return super().predict(latents, times, context)
+        halves = ({name: values.chunk(2)[half] for name, values in context.items()} for half in range(2))
+        without, with_text = (super(TwoPasses, self).predict(latents, times, half) for half in halves)
         return without + self.guidance_scale * (with_text - without)
 
 

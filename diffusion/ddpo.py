@@ -1,4 +1,4 @@
-"""Denoising Diffusion Policy Optimization with importance sampling, DDPO-IS (Black et al. 2023, https://arxiv.org/abs/2305.13301).
+"""Denoising Diffusion Policy Optimization, DDPO-IS and DDPO-SF (Black et al. 2023, https://arxiv.org/abs/2305.13301).
 
 Each denoising step is an action, and the final image's reward is the return of all of them.
 """
@@ -16,10 +16,20 @@ from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.diagnosis import diagnose
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, sample_epoch, select
+from diffusion.rollouts import (
+    Figures,
+    check_numbers,
+    draw_prompts,
+    own_rows,
+    rate,
+    reward_figures,
+    sample_epoch,
+    select,
+)
 from diffusion.runs import RunResult
 from diffusion.training import TrainingRun, load_reward
 from mmrlhf.data import read_prompts
+from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
 from mmrlhf.types import Rollout
@@ -40,19 +50,20 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
-    run = TrainingRun("ddpo", config, prompts, parts={"statistics": statistics})
+    run = TrainingRun("ddpo", config, prompts, parts={"statistics": statistics}, several_processes=True)
     check_has_noise(run.policy, config.num_steps)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
         rollout = sample_epoch(run.policy, chosen, config.sample_batch_size, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+        rewards = rate(reward, rollout, config.sample_batch_size, len(chosen))
         check_numbers(run, rollout, rewards, epoch)
         advantages = statistics.advantages(chosen, rewards).clamp(-config.advantage_clip, config.advantage_clip)
-        measured = select(rollout, torch.arange(min(config.kl_samples, len(chosen))))
+        rows = own_rows(len(chosen), config.sample_batch_size)
+        measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         kl, before = run.kl(measured), run.snapshot()
-        figures = improve(run, rollout, advantages, config, generator, epoch)
+        figures = improve(run, rollout, rows, advantages, config, generator, epoch)
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         problems = diagnose([*run.metrics, line | figures], config.clip_range)
@@ -71,34 +82,47 @@ def check_has_noise(policy: DiffusionPolicy, num_steps: int) -> None:
 def improve(
     run: TrainingRun,
     rollout: Rollout,
+    drawn: Int[Tensor, " n"],
     advantages: Float[Tensor, " b"],
     config: DDPOConfig,
     generator: torch.Generator,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on one epoch's samples: batches of samples, all (or a share) of their steps in an order of their own."""
-    samples, count = rollout.log_probs.shape
+    """Train on one epoch's samples: batches of samples, all (or a share) of their steps in an order of their own.
+
+    `drawn` says which of the epoch's `b` samples the rollout holds: of several processes each trains on those that it drew.
+    """
+    samples, count = len(advantages), rollout.log_probs.shape[1]
     trained = max(1, int(config.timestep_fraction * count))
     an_update = config.train_batch_size * config.gradient_accumulation
-    seen, norms = [], []
-    with tqdm(total=config.inner_epochs * samples * trained, desc="train", leave=False, unit="step") as bar:
+    if config.algorithm == "score-function":
+        an_update = samples
+    place = torch.full((samples,), -1)
+    place[drawn] = torch.arange(len(drawn))
+    seen, norms = Figures(), []
+    with tqdm(
+        total=config.inner_epochs * len(drawn) * trained,
+        desc="train",
+        leave=False,
+        unit="step",
+        disable=not is_main_process(),
+    ) as bar:
         for _ in range(config.inner_epochs):
             order = torch.randperm(samples, generator=generator)
             steps = torch.rand(samples, count, generator=generator).argsort(dim=1)[:, :trained]
             for group in order.split(an_update):
-                for rows in group.split(config.train_batch_size):
-                    batch, own = select(rollout, rows), advantages[rows].unsqueeze(1)
+                for batch_rows in group.split(config.train_batch_size):
+                    rows = batch_rows[place[batch_rows] >= 0]
+                    if len(rows) == 0:
+                        continue
+                    batch, own = select(rollout, place[rows]), advantages[rows].unsqueeze(1)
                     for column in steps[rows].split(1, dim=1):
                         loss, figures = step_loss(run.policy, batch, column, own, config)
                         (loss * len(rows) / (len(group) * trained)).backward()
-                        seen.append((len(rows), figures))
+                        seen.add(len(rows), figures)
                         bar.update(len(rows))
                 norms.append(run.update(epoch))
-    total = sum(size for size, _ in seen)
-    overall = {name: sum(size * figures[name] for size, figures in seen) / total for name in seen[0][1]}
-    overall["ratio_min"] = min(figures["ratio_min"] for _, figures in seen)
-    overall["ratio_max"] = max(figures["ratio_max"] for _, figures in seen)
-    return overall | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
 
 
 def step_loss(
@@ -108,7 +132,7 @@ def step_loss(
     advantages: Float[Tensor, "b 1"],
     config: DDPOConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The clipped surrogate of one denoising step of each sample, and the penalty on its KL to the start."""
+    """The loss of one denoising step of each sample (clipped surrogate, or −A log p), and the penalty on its KL to the start."""
     reference = None
     if config.kl_weight:
         with policy.reference(), torch.no_grad():
@@ -117,6 +141,8 @@ def step_loss(
     log_probs = gaussian_log_prob(drawn, mean, sigma).unsqueeze(1)
     old = batch.log_probs.gather(1, column.to(batch.log_probs.device))
     loss, figures = clipped_surrogate(log_probs, old, advantages.to(old.device), config.clip_range)
+    if config.algorithm == "score-function":
+        loss = -(log_probs * advantages.to(old.device)).mean()
     if reference is not None:
         loss = loss + config.kl_weight * gaussian_kl(mean, reference, sigma).mean()
     return loss, {"loss": float(loss.detach()), **figures}

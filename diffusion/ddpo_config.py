@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.errors import UserError
@@ -19,6 +20,8 @@ class DDPOConfig(TuningConfig):
     """Images drawn each epoch."""
     sample_batch_size: int = 16
     """Images drawn at a time."""
+    algorithm: Literal["importance", "score-function"] = "importance"
+    """importance: clipped ratios, several updates an epoch; score-function: one update an epoch, of −A log p."""
     clip_range: float = 1e-4
     """Ratios count up to this far from 1; belongs to log-probs averaged over latent dimensions."""
     advantage_clip: float = 5.0
@@ -49,6 +52,11 @@ def validate(config: DDPOConfig) -> None:
         above_zero=("eta", "clip_range", "advantage_clip", "timestep_fraction"),
         up_to_one=("timestep_fraction",),
     )  # fmt: skip
+    if config.algorithm == "score-function" and config.inner_epochs > 1:
+        raise UserError(
+            f"--inner-epochs got {config.inner_epochs}, allowed is 1 with --algorithm score-function: after an update the "
+            "samples are no longer the policy's own"
+        )
     if config.prompt_min_count > config.prompt_buffer_size:
         raise UserError(
             f"--prompt-min-count got {config.prompt_min_count}, allowed is up to --prompt-buffer-size "

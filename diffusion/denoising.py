@@ -1,4 +1,4 @@
-"""How well a policy denoises given samples: what direct preference methods, fine-tuning on samples and weighted regression share."""
+"""How well a policy denoises given samples: what direct preference methods and regression on samples share."""
 
 import torch
 from jaxtyping import Float

@@ -39,6 +39,8 @@ class GenerateConfig:
     """Denoising steps."""
     guidance_scale: float = 5.0
     """Classifier-free guidance; 1 is none."""
+    size: int | None = None
+    """Side of the pictures in pixels; None is the model's own."""
     eta: float = 1.0
     """Noise of the denoising steps: 0 is deterministic DDIM, 1 what `ddpo` trains with."""
     batch_size: int = 16
@@ -71,6 +73,7 @@ def generate(config: GenerateConfig) -> Path:
         num_steps=config.num_steps,
         guidance_scale=config.guidance_scale,
         eta=config.eta,
+        size=config.size,
         device=config.device,
         dtype=config.dtype,
     )

@@ -1,13 +1,23 @@
 """Noise that depends on numbers alone, so that a resumed run and a comparison before and after draw the same."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator]
+
+class PartOf(NamedTuple):
+    """Some rows of what a generator draws for a batch of `count`, so that several processes draw what one would."""
+
+    generator: torch.Generator
+    rows: range
+    count: int
+
+
+Generators = torch.Generator | PartOf | Sequence[torch.Generator]
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -23,6 +33,9 @@ def gaussian(shape: Sequence[int], generator: Generators, device: torch.device) 
     """N(0, 1) of `shape`: from one generator for the batch, or row i from the i-th of a sequence. Drawn on the CPU."""
     if isinstance(generator, torch.Generator):
         noise = torch.randn(tuple(shape), generator=generator)
+    elif isinstance(generator, PartOf):
+        whole = torch.randn((generator.count, *shape[1:]), generator=generator.generator)
+        noise = whole[generator.rows.start : generator.rows.stop]
     else:
         noise = torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in generator])
     return noise.to(device)

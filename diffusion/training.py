@@ -15,6 +15,7 @@ from diffusion.loading import pick_device
 from diffusion.policy import DiffusionPolicy
 from diffusion.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, settings, write_metrics
 from diffusion.tuning_config import MAY_DIFFER, TuningConfig
+from mmrlhf import distributed
 from mmrlhf.checkpoint import save_checkpoint
 from mmrlhf.errors import UserError
 from mmrlhf.images import grid, save_image
@@ -46,10 +47,19 @@ class TrainingRun:
         parts: Mapping[str, Stateful] | None = None,
         identity: Mapping[str, Any] | None = None,
         policy: DiffusionPolicy | None = None,
+        several_processes: bool = False,
     ) -> None:
-        """Take up the last checkpoint, or start. UserError for a folder of another run; `identity` tells runs apart, too."""
+        """Take up the last checkpoint, or start. `identity` tells runs apart beside the config.
+
+        UserError for a folder of another run, or for several processes where the method does not say that it can use them.
+        """
         self.name, self.config, self.prompts, self.parts = name, config, list(prompts), dict(parts or {})
         wanted = settings(config, prompts) | dict(identity or {})
+        distributed.join()
+        if distributed.size() > 1 and not several_processes:
+            raise UserError(
+                f"{name} got {distributed.size()} processes, allowed is 1: start it without accelerate launch or torchrun"
+            )
         check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
         self.policy = load_policy(config) if policy is None else policy
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -59,8 +69,10 @@ class TrainingRun:
         self.stopped = ""
         """Why the run ended early, "" where it did not."""
         self.take_up(read_checkpoint(config.out))
-        claim_folder(config.out, wanted)
-        write_metrics(config.out, self.metrics)
+        distributed.wait()  # until all have looked at the folder: from here on the main process writes into it
+        if distributed.is_main_process():
+            claim_folder(config.out, wanted)
+            write_metrics(config.out, self.metrics)
         self.started = time.monotonic()
         self.bar: Any = None
 
@@ -79,7 +91,8 @@ class TrainingRun:
     def epochs(self) -> Iterator[int]:
         """The numbers of the epochs to make; pictures are drawn before them."""
         config, done = self.config, len(self.metrics)
-        self.bar = tqdm(range(done, config.epochs), initial=done, total=config.epochs, desc=self.name, unit="epoch")
+        self.bar = tqdm(range(done, config.epochs), initial=done, total=config.epochs, desc=self.name, unit="epoch",
+                        disable=not distributed.is_main_process())  # fmt: skip
         for epoch in self.bar:
             if self.stopped:
                 break
@@ -89,8 +102,11 @@ class TrainingRun:
         self.bar.close()
 
     def kl(self, rollout: Rollout) -> float:
-        """KL of the whole path to the start on these samples, nats."""
-        return float(self.policy.kl_to_reference(rollout))
+        """KL of the whole path to the start, nats: the mean over these samples, and those of other processes."""
+        count = len(rollout.prompts)
+        own = count * float(self.policy.kl_to_reference(rollout)) if count else 0.0
+        summed, samples = distributed.total(torch.tensor([own, count], dtype=torch.float64)).tolist()
+        return summed / samples if samples else 0.0
 
     def snapshot(self) -> tuple[Any, Any]:
         """What an update changes, to be put back by `take_back`; nothing where no budget could ask for it."""
@@ -107,7 +123,8 @@ class TrainingRun:
         self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
 
     def update(self, epoch: int) -> float:
-        """One step of the optimizer on the gradients at hand; their norm. UserError where it is no number."""
+        """One step of the optimizer on the gradients, summed over processes; their norm. UserError where it is no number."""
+        distributed.sum_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if not norm.isfinite():
             raise self.not_a_number("the gradient of the loss", epoch, "lower --learning-rate or --guidance-scale")
@@ -118,11 +135,13 @@ class TrainingRun:
     def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> dict[str, Any]:
         """Keep an epoch's figures, and the state; `problems` are told when they first show, `shown` figures on the bar."""
         known = {name for earlier in self.metrics for name in earlier["problems"]}
-        for name in sorted(problems.keys() - known):
+        for name in sorted(problems.keys() - known) if distributed.is_main_process() else ():
             tqdm.write(f"not learning ({name}) in epoch {line['epoch']}: {problems[name]}", file=sys.stderr)
         line = line | {"problems": sorted(problems)}
         self.metrics.append(line)
         done = len(self.metrics)
+        if not distributed.is_main_process():
+            return line
         if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
             self.save()
         write_metrics(self.config.out, self.metrics)
@@ -150,15 +169,18 @@ class TrainingRun:
     def close(self) -> RunResult:
         """The last pictures and the weights to load; says where they are."""
         self.save_samples(len(self.metrics), last=True)
-        where = self.policy.save(self.config.out)
-        why = f"stopped: {self.stopped}; " if self.stopped else ""
-        print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
+        if distributed.is_main_process():
+            where = self.policy.save(self.config.out)
+            why = f"stopped: {self.stopped}; " if self.stopped else ""
+            print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
+        distributed.wait()
         return RunResult(self.config.out, self.metrics, self.stopped)
 
     def save_samples(self, epoch: int, last: bool = False) -> None:
         """The first prompts with noise that is the same each time, as OUT/samples/epoch-NNNN.png."""
         config = self.config
-        if config.images_every == 0 or (epoch % config.images_every and not last):
+        unwanted = config.images_every == 0 or (epoch % config.images_every and not last)
+        if unwanted or not distributed.is_main_process():
             return
         shown = [self.prompts[i % len(self.prompts)] for i in range(GRID_IMAGES)]
         images = generate_images(self.policy, shown, seed=config.seed, batch_size=config.train_batch_size)

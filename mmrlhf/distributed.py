@@ -69,13 +69,39 @@ def gather(part: Float[Tensor, "n p"], count: int) -> Float[Tensor, "count p"]:
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum over processes, divided by their number; what has none here, as where all rows went to others, counts as 0."""
+    parameters = list(parameters)
+    sum_gradients(parameters)
+    if size() > 1:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= size()
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum over processes, where each has divided its loss by the number of rows of all."""
     if size() == 1:
         return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
-        parameter.grad /= size()
+
+
+def total(numbers: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The sum of each number over processes."""
+    if size() > 1:
+        numbers = numbers.clone()
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def extremes(lowest: float, highest: float) -> tuple[float, float]:
+    """The least and the greatest over processes."""
+    if size() == 1:
+        return lowest, highest
+    pair = torch.tensor([-lowest, highest], dtype=torch.float64)
+    dist.all_reduce(pair, op=dist.ReduceOp.MAX)
+    return -float(pair[0]), float(pair[1])
 
 
 class GatherRows(torch.autograd.Function):

@@ -1,6 +1,9 @@
 """The trainer learns, resumes as if never killed, and says why where it cannot learn."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +159,7 @@ def test_a_run_goes_on_from_another_working_directory(config: DDPOConfig, monkey
     assert len(train(replace(config, epochs=2, out=moved, resume=True), reward=Brightness()).metrics) == 2
 
 
-@pytest.mark.parametrize("name", ["tiny-sd", "sd15"])
+@pytest.mark.parametrize("name", ["tiny-sd", "sd15", "sdxl", "sd3", "flux"])
 def test_the_shipped_configs_are_valid(name: str) -> None:
     given = ["--prompts", "prompts.txt", "--reward", "brightness", "--out", "run"]
     validate(parse(DDPOConfig, ["--config", str(CONFIGS / f"{name}.yaml"), *given], "mmrlhf diffusion ddpo"))
@@ -278,7 +281,7 @@ def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> Non
         own = replace(config, train_batch_size=size, gradient_accumulation=accumulation)
         run = plain_descent(replace(own, out=own.out / str(size)))
         rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
-        figures = improve(run, rollout, torch.linspace(-1, 2, 6), own, seeded(1), 0)
+        figures = improve(run, rollout, torch.arange(6), torch.linspace(-1, 2, 6), own, seeded(1), 0)
         assert figures["updates"] == 1
         after.append(run.policy.state_dict())
     for other in after[1:]:
@@ -295,9 +298,24 @@ def test_the_first_update_is_the_policy_gradient(config: DDPOConfig) -> None:
     loss = -(advantages[:, None] * policy.log_prob(rollout)).mean()
     expected = torch.autograd.grad(loss, policy.parameters())
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
-    improve(run, rollout, advantages, config, seeded(1), 0)
+    improve(run, rollout, torch.arange(6), advantages, config, seeded(1), 0)
     for (name, weight), gradient in zip(policy.state_dict().items(), expected, strict=True):
         torch.testing.assert_close(before[name] - weight, gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_the_score_function_makes_one_update_an_epoch(config: DDPOConfig) -> None:
+    """Its gradient is that of the ratios at the weights that drew the samples."""
+    run = plain_descent(replace(config, max_grad_norm=1e9))
+    rollout, advantages = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0)), torch.linspace(-1, 2, 6)
+    loss = -(advantages[:, None] * run.policy.log_prob(rollout)).mean()
+    expected = torch.autograd.grad(loss, run.policy.parameters())
+    before = {name: weight.clone() for name, weight in run.policy.state_dict().items()}
+    own = replace(config, algorithm="score-function", max_grad_norm=1e9)
+    assert improve(run, rollout, torch.arange(6), advantages, own, seeded(1), 0)["updates"] == 1
+    for (name, weight), gradient in zip(run.policy.state_dict().items(), expected, strict=True):
+        torch.testing.assert_close(before[name] - weight, gradient, atol=1e-5, rtol=1e-3)
+    with pytest.raises(UserError, match="--inner-epochs got 2, allowed is 1 with --algorithm score-function"):
+        validate(replace(own, inner_epochs=2))
 
 
 def test_a_share_of_the_steps_is_trained_on(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,3 +374,29 @@ def test_bad_values_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train(replace(config, **change), reward=Brightness())
     assert not config.out.exists()
+
+
+def test_two_processes_give_the_weights_of_one(config: DDPOConfig, tmp_path: Path) -> None:
+    """Under `accelerate launch`, with batches that two do not divide and a last one of a single sample."""
+    config = replace(config, epochs=2, samples_per_epoch=7, sample_batch_size=3, train_batch_size=3, kl_samples=3)
+    options = ["--model", config.model, "--prompts", config.prompts, "--reward", "brightness", "--epochs", 2,
+               "--samples-per-epoch", 7, "--sample-batch-size", 3, "--train-batch-size", 3, "--num-steps", 3,
+               "--guidance-scale", 1, "--lora-rank", 2, "--learning-rate", 1e-2, "--clip-range", 1e-2, "--kl-samples", 3,
+               "--images-every", 2, "--device", "cpu", "--out", tmp_path / "two"]  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text("from mmrlhf.cli import main\nmain()\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", script]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    command = list(map(str, [*launch, "diffusion", "ddpo", *options]))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("the weights to load are in") == 1
+    one = train(config)
+    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    for mine, theirs in zip(timeless(one.metrics), timeless(two), strict=True):
+        assert mine.pop("problems") == theirs.pop("problems")
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for name, weight in weights(config.out).items():
+        torch.testing.assert_close(weight, weights(tmp_path / "two")[name], atol=1e-4, rtol=1e-2, msg=name)
+    assert (tmp_path / "two" / "samples" / "epoch-0002.png").is_file()

@@ -30,7 +30,7 @@ def test_an_epoch_is_its_batches_and_can_be_taken_apart(model: Path) -> None:
     part = select(whole, torch.tensor([2, 0]))
     assert part.prompts == ("red", "a cat") and part.log_probs.equal(whole.log_probs[[2, 0]])
     assert rate(lengths, whole, 2).tolist() == [5.0, 5.0, 3.0]
-    with pytest.raises(UserError, match=r"the reward gave shape \(2,\) for 3 images, allowed is one number an image"):
+    with pytest.raises(UserError, match=r"the reward gave shape \(1,\) for 2 images, allowed is one number an image"):
         rate(lambda images, prompts: torch.zeros(1), whole, 2)
 
 

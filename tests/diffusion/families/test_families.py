@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FluxPipeline
 
+from diffusion.ddpo import train
+from diffusion.ddpo_config import DDPOConfig
 from diffusion.families import FAMILIES
 from diffusion.loading import add_lora
 from diffusion.noise import seeded
@@ -102,6 +104,19 @@ def test_all_weights_are_saved_as_a_pipeline(folder: Path, tmp_path: Path) -> No
     if folder.name == "StableDiffusionXLPipeline":
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     torch.testing.assert_close(draw(pipeline, noise, 3.0), moved, atol=1e-4, rtol=0)
+
+
+def test_ddpo_trains_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\nred dog\n")
+    config = DDPOConfig(
+        str(folder), tmp_path / "run", prompts=tmp_path / "prompts.txt", reward="brightness", epochs=2, samples_per_epoch=4,
+        sample_batch_size=4, train_batch_size=2, num_steps=3, guidance_scale=3.0, eta=0.7, size=64, learning_rate=1e-2,
+        clip_range=1e-2, images_every=0, device="cpu", gradient_checkpointing=True,
+    )  # fmt: skip
+    metrics = train(config).metrics
+    assert metrics[0]["ratio_max"] != 1 and metrics[1]["kl"] > 0
+    pipeline = plain_pipeline(folder)
+    pipeline.load_lora_weights(str(tmp_path / "run"))
 
 
 def test_noise_in_a_window_of_steps(folder: Path) -> None:
