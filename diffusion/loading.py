@@ -120,14 +120,22 @@ def load_lora(pipeline: Any, network_name: str, folder: Path) -> None:
     if not file.is_file():
         raise UserError(f"no LoRA weights at {file}: give the --out folder of a run with --lora-rank 1 or more")
     network = getattr(pipeline, network_name)
+    shown = diffusers.utils.logging.get_verbosity()
     try:
-        if strange := [name for name in safetensors_keys(file) if not name.startswith(f"{network_name}.")]:
+        names = safetensors_keys(file)
+        if strange := [name for name in names if not name.startswith(f"{network_name}.")]:
             raise ValueError(f"it changes {strange[0]}, only the {network_name} may change")
+        diffusers.utils.logging.set_verbosity_error()  # it warns that there is nothing for the text encoders
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        taken = sum("lora_" in name for name, _ in network.named_parameters())
+        if taken < len([name for name in names if "lora" in name]):
+            raise ValueError(f"of {len(names)} weights {taken} have a place in the {network_name}")
     except Exception as error:  # as in `load_pipeline`
         raise UserError(
             f"the LoRA weights {file} do not fit the model ({reason_of(error)}): give the model they were trained on"
         ) from error
+    finally:
+        diffusers.utils.logging.set_verbosity(shown)
     network.requires_grad_(False).eval()
 
 
