@@ -1,7 +1,7 @@
 """Noise that depends on numbers alone, so that a resumed run and a comparison before and after draw the same."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class PartOf(NamedTuple):
+@dataclass(frozen=True)
+class PartOf:
     """Some rows of what a generator draws for a batch of `count`, so that several processes draw what one would."""
 
     generator: torch.Generator

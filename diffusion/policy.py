@@ -110,15 +110,18 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Conditions:
-        """What the network is told of each prompt; each distinct prompt is encoded once and remembered."""
+        """What the network is told of each prompt; each distinct prompt is encoded once and remembered.
+
+        One at a time: in a batch the last digits depend on its size, and a resumed run would meet other batches.
+        """
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.embeddings]
         if missing:
             if len(self.embeddings) + len(missing) > CACHED_PROMPTS:
                 self.embeddings.clear()
                 missing = list(dict.fromkeys(prompts))
-            encoded = self.family.encode(missing, self.device)
-            rows = [{name: values[row] for name, values in encoded.items()} for row in range(len(missing))]
-            self.embeddings.update(zip(missing, rows, strict=True))
+            for prompt in missing:
+                encoded = self.family.encode([prompt], self.device)
+                self.embeddings[prompt] = {name: values[0] for name, values in encoded.items()}
         return stacked([self.embeddings[prompt] for prompt in prompts])
 
     def context(self, prompts: Sequence[str]) -> Conditions:

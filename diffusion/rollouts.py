@@ -1,6 +1,6 @@
 """An epoch's samples: which prompts, what the policy drew for them, what the reward says, and parts of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float, Int
@@ -23,8 +23,17 @@ def draw_prompts(prompts: list[str], count: int, repeats: int, generator: torch.
     return [prompts[row] for row in rows for _ in range(repeats)][:count]
 
 
-def sample_epoch(policy: DiffusionPolicy, prompts: list[str], batch_size: int, generator: torch.Generator) -> Rollout:
-    """One rollout of an image for each prompt, drawn `batch_size` at a time; of several processes each draws `own_rows`."""
+def sample_epoch(
+    policy: DiffusionPolicy,
+    prompts: list[str],
+    batch_size: int,
+    generator: torch.Generator,
+    noisy: Collection[int] | None = None,
+) -> Rollout:
+    """One rollout of an image for each prompt, drawn `batch_size` at a time; of several processes each draws `own_rows`.
+
+    `noisy` are the numbers of the steps that get noise, None all that can.
+    """
     rollouts = []
     with tqdm(total=len(prompts), desc="sample", leave=False, unit="image", disable=not is_main_process()) as bar:
         for start in range(0, len(prompts), batch_size):
@@ -32,7 +41,7 @@ def sample_epoch(policy: DiffusionPolicy, prompts: list[str], batch_size: int, g
             part = own_part(len(batch))
             # a process without a sample in the batch draws one all the same, so that all generators stay in step
             drawn = part if len(part) else range(1)
-            rollout = policy.sample([batch[row] for row in drawn], PartOf(generator, drawn, len(batch)))
+            rollout = policy.sample([batch[row] for row in drawn], PartOf(generator, drawn, len(batch)), noisy=noisy)
             rollouts.append(select(rollout, torch.arange(len(part))))
             bar.update(len(batch))
     made = tuple(prompt for rollout in rollouts for prompt in rollout.prompts)

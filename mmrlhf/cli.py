@@ -49,6 +49,24 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
         "fine-tune with Denoising Diffusion Policy Optimization",
     ),
+    "diffusion grpo": (
+        "diffusion.grpo",
+        "GRPOConfig",
+        "train",
+        "fine-tune with groups of samples a prompt: Flow-GRPO, MixGRPO",
+    ),
+    "diffusion draft": (
+        "diffusion.draft",
+        "DRaFTConfig",
+        "train",
+        "fine-tune by a reward's own gradient: DRaFT, AlignProp, ReFL",
+    ),
+    "diffusion eval": (
+        "diffusion.evaluate",
+        "EvalConfig",
+        "evaluate",
+        "a tuned model against its base, judged by several rewards",
+    ),
     "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
 }
 # the extra of this package that installs a module which not everybody needs

@@ -1,0 +1,214 @@
+"""Flow-GRPO (Liu et al. 2025, https://arxiv.org/abs/2505.05470) and MixGRPO (Li et al. 2025, https://arxiv.org/abs/2507.21802).
+
+Each prompt's samples are judged against one another, and each noisy denoising step of a sample gets its advantage.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.ddim import gaussian_kl, gaussian_log_prob
+from diffusion.ddpo import check_has_noise
+from diffusion.diagnosis import SMALL_SPREAD, diagnose, update_size
+from diffusion.flow_sde import FlowCoefficients
+from diffusion.grpo_config import GRPOConfig, validate
+from diffusion.noise import seeded
+from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import Figures, check_numbers, draw_prompts, rate, reward_figures, sample_epoch, select
+from diffusion.runs import RunResult
+from diffusion.sampling import Sampler
+from diffusion.training import TrainingRun, load_policy, load_reward
+from mmrlhf.data import read_prompts
+from mmrlhf.errors import UserError
+from mmrlhf.rl import clipped_surrogate, group_advantages, leave_one_out_advantages
+from mmrlhf.types import Rollout
+
+ALGORITHMS = {"grpo": group_advantages, "rloo": leave_one_out_advantages}
+
+
+def train(
+    config: GRPOConfig,
+    *,
+    reward: Callable[..., Tensor] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> RunResult:
+    """Run the algorithm; `reward(images, prompts)` stands in for the one that `config.reward` names, `on_epoch` gets each line.
+
+    Writes the folder that `GRPOConfig.out` describes. In a line of metrics, the rewards and `kl` are of the policy that drew
+    the epoch's samples, and the rest is of the training on them. `kl` is over all steps, wherever the window is.
+    UserError where rewards or gradients are no longer numbers: the last checkpoint stays as it is.
+    """
+    validate(config)
+    prompts = read_prompts(config.prompts)
+    policy = load_policy(config)
+    check_steps(policy, config)
+    few, many = policy.sampler, evaluation_sampler(policy, config)
+    run = TrainingRun("grpo", config, prompts, policy=policy)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    policy.sampler = many  # for the run's pictures, which are drawn between epochs
+    for epoch in run.epochs():
+        policy.sampler = few
+        generator = seeded(config.seed, epoch)
+        count = config.prompts_per_epoch * config.samples_per_prompt
+        chosen = draw_prompts(prompts, count, config.samples_per_prompt, generator)
+        noisy = window(config, few.gaussian_steps(), epoch)
+        rollout = sample_epoch(policy, chosen, config.sample_batch_size, generator, noisy)
+        rewards = rate(reward, rollout, config.sample_batch_size)
+        check_numbers(run, rollout, rewards, epoch)
+        groups = rewards.view(config.prompts_per_epoch, config.samples_per_prompt)
+        advantages = advantages_within(groups, config.algorithm).flatten()
+        measured = select(rollout, torch.arange(min(config.kl_samples, count)))
+        if config.window:  # the rollout knows of the window's steps only
+            other = seeded(config.seed, epoch, 1)
+            measured = sample_epoch(policy, chosen[: config.kl_samples], config.sample_batch_size, other)
+        kl, before = run.kl(measured), run.snapshot()
+        figures = improve(run, rollout, advantages, config, generator, epoch)
+        run.hold_to_budget(measured, before)
+        line = {"epoch": epoch, "samples": count, "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
+        line |= group_figures(groups) | figures
+        line = run.record(
+            line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction")
+        )
+        if on_epoch is not None:
+            on_epoch(line)
+        policy.sampler = many
+    return run.close()
+
+
+def check_steps(policy: DiffusionPolicy, config: GRPOConfig) -> None:
+    """UserError where no step has noise, or fewer than the window needs."""
+    check_has_noise(policy, config.num_steps)
+    possible = policy.sampler.gaussian_steps()
+    if config.window > possible:
+        raise UserError(
+            f"--window got {config.window}, allowed is 0 to {possible}, the steps with noise of --num-steps "
+            f"{config.num_steps}"
+        )
+
+
+def evaluation_sampler(policy: DiffusionPolicy, config: GRPOConfig) -> Sampler:
+    """Many steps and no noise, for pictures. UserError where the model's schedule cannot be cut into so many."""
+    try:
+        return policy.family.sampler(config.eval_steps, 0.0, policy.latent_shape)
+    except UserError as error:
+        raise UserError(f"--eval-steps {config.eval_steps}: {error}") from error
+
+
+def window(config: GRPOConfig, possible: int, epoch: int) -> range | None:
+    """The numbers of an epoch's noisy steps, of those that can have noise; None is all."""
+    if config.window == 0:
+        return None
+    start = epoch // config.window_epochs % (possible - config.window + 1)
+    return range(start, start + config.window)
+
+
+def advantages_within(rewards: Float[Tensor, "g n"], algorithm: str) -> Float[Tensor, "g n"]:
+    """Advantages of groups of `n` samples a prompt among those that are rated; 0 where the reward abstains (NaN), or all but one.
+
+    In float64, as the spread of a group can be small beside its rewards.
+    """
+    advantages = torch.zeros_like(rewards, dtype=torch.float64)
+    for row, group in enumerate(rewards.double()):
+        rated = group.isfinite()
+        if rated.sum() > 1:
+            advantages[row, rated] = ALGORITHMS[algorithm](group[rated].unsqueeze(0)).squeeze(0)
+    return advantages.to(rewards)
+
+
+def group_figures(rewards: Float[Tensor, "g n"]) -> dict[str, float]:
+    """Mean spread within groups, share of the groups without spread, and rated samples a group."""
+    groups = [group[group.isfinite()] for group in rewards.double()]
+    spreads = [float(group.std(correction=0)) if len(group) else 0.0 for group in groups]
+    flat = [
+        spread <= SMALL_SPREAD * max(1.0, float(group.abs().mean()) if len(group) else 0.0)
+        for spread, group in zip(spreads, groups, strict=True)
+    ]
+    return {
+        "group_std_mean": sum(spreads) / len(groups),
+        "zero_spread_groups": sum(flat) / len(groups),
+        "rated_per_prompt": sum(map(len, groups)) / len(groups),
+    }
+
+
+def improve(
+    run: TrainingRun,
+    rollout: Rollout,
+    advantages: Float[Tensor, " b"],
+    config: GRPOConfig,
+    generator: torch.Generator,
+    epoch: int,
+) -> dict[str, float]:
+    """Train on one epoch's samples, in batches of them, step after step."""
+    samples, count = rollout.log_probs.shape
+    cut = advantages.clamp(-config.advantage_clip, config.advantage_clip)
+    seen, norms, sizes = Figures(), [], []
+    with tqdm(total=config.inner_epochs * samples * count, desc="train", leave=False, unit="step") as bar:
+        for _ in range(config.inner_epochs):
+            order = torch.randperm(samples, generator=generator)
+            for group in order.split(config.train_batch_size * config.gradient_accumulation):
+                for rows in group.split(config.train_batch_size):
+                    batch = select(rollout, rows)
+                    for step in range(count):
+                        loss, figures = step_loss(run.policy, batch, step, cut[rows].unsqueeze(1), config)
+                        (loss * len(rows) / (len(group) * count)).backward()
+                        seen.add(len(rows), figures)
+                        bar.update(len(rows))
+                norms.append(run.update(epoch))
+                sizes.append(update_size(run.optimizer))
+    overall = seen.means()
+    clipped = float((advantages.abs() > config.advantage_clip).float().mean())
+    overall |= {"advantage_clipped": clipped, "update_size": sum(sizes) / len(sizes)}
+    return overall | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+
+
+def step_loss(
+    policy: DiffusionPolicy, batch: Rollout, step: int, advantages: Float[Tensor, "b 1"], config: GRPOConfig
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss of one of the rollout's denoising steps."""
+    column = torch.full((len(batch.prompts), 1), step)
+    kl = None
+    reference = None
+    if config.kl_weight:
+        with policy.reference(), torch.no_grad():
+            _, reference, _ = next(policy.each_step(batch, column))
+    drawn, mean, sigma = next(policy.each_step(batch, column))
+    log_probs = gaussian_log_prob(drawn, mean, sigma).unsqueeze(1)
+    if reference is not None:
+        at = policy.sampler.coefficients(batch.timesteps[:, step])
+        kl = step_kl(mean, reference, at.diffusion if isinstance(at, FlowCoefficients) else at.sigma).unsqueeze(1)
+    old = batch.log_probs[:, step : step + 1]
+    return grpo_loss(log_probs, old, advantages.to(old.device), kl, config.clip_range, config.kl_weight)
+
+
+def grpo_loss(
+    log_probs: Float[Tensor, "b t"],
+    old_log_probs: Float[Tensor, "b t"],
+    advantages: Float[Tensor, "b 1"],
+    kl: Float[Tensor, "b t"] | None,
+    clip_range: float,
+    kl_weight: float,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The clipped surrogate, and `kl_weight` times the mean of `kl`, the KL of each step to the start (Liu et al. 2025, eq. 4).
+
+    Metrics: those of `clipped_surrogate`, `loss`, and `step_kl` where there is one.
+    """
+    loss, figures = clipped_surrogate(log_probs, old_log_probs, advantages, clip_range)
+    if kl is not None:
+        loss = loss + kl_weight * kl.mean()
+        figures["step_kl"] = float(kl.detach().mean())
+    return loss, {"loss": float(loss.detach()), **figures}
+
+
+def step_kl(
+    mean: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], diffusion: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """‖mean − mean_ref‖²/(2 s²), averaged over latent dimensions, as Flow-GRPO's public code takes it.
+
+    s is a flow's diffusion, not the spread s√(−dt) of its step: the KL in nats a dimension times −dt, which a penalty weight of
+    Flow-GRPO belongs to. DDIM has no such dt: there the step's own σ stands for s, and this is the KL in nats a dimension.
+    """
+    return gaussian_kl(mean, reference, diffusion) / mean[0].numel()
