@@ -55,6 +55,9 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
         "fine-tune with groups of samples a prompt: Flow-GRPO, MixGRPO",
     ),
+    "diffusion nft": ("diffusion.nft", "NFTConfig", "train", "fine-tune on the forward process: DiffusionNFT"),
+    "diffusion rwr": ("diffusion.rwr", "RWRConfig", "train", "reward-weighted regression, or the best of N"),
+    "diffusion sft": ("diffusion.sft", "SFTConfig", "train", "fine-tune on chosen samples"),
     "diffusion draft": (
         "diffusion.draft",
         "DRaFTConfig",

@@ -19,7 +19,7 @@ from mmrlhf.errors import UserError
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "draft"
-METHODS = ("draft-k", "draft-lv", "alignprop", "refl")
+METHODS = ("draft-k", *(pytest.param(name, marks=pytest.mark.slow) for name in ("draft-lv", "alignprop", "refl")))
 PROMPTS = ["a cat", "a dog"]
 
 
