@@ -289,7 +289,7 @@ def outliers(score: torch.Tensor, calls: int) -> torch.Tensor:
         ({"learning_rate": 1e-8, "train_batch_size": 8}, None, "small updates", "raise --learning-rate"),
         ({"learning_rate": 30.0, "train_batch_size": 8}, None, "large updates", "lower --learning-rate"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_keeps_a_run_from_learning_is_said(
     config: GRPOConfig,
