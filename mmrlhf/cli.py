@@ -64,6 +64,8 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
         "fine-tune by a reward's own gradient: DRaFT, AlignProp, ReFL",
     ),
+    "diffusion dpo": ("diffusion.dpo", "DPOConfig", "train", "fine-tune on comparisons: Diffusion-DPO, D3PO"),
+    "diffusion kto": ("diffusion.kto", "KTOConfig", "train", "fine-tune on liked and disliked images: Diffusion-KTO"),
     "diffusion eval": (
         "diffusion.evaluate",
         "EvalConfig",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import diffusion.ddpo
 from apps import rate_server
+from diffusion.training import TrainingRun
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.quickstart import candidates, tuning
@@ -185,7 +185,7 @@ def test_killed_in_every_stage_ends_with_the_same_metrics(
         (candidates, "save_image", 30),  # the held-out pictures are half written
         (Store, "add_many", 1),  # tasks are queued, no answer is in
         (Store, "close", 2),  # the second round's answers are in, its record is not
-        (diffusion.ddpo, "save_run", 2),  # the second epoch is trained, not saved
+        (TrainingRun, "save", 2),  # the second epoch is trained, not saved
         (tuning, "save_image", 7),  # the last pictures are half written
     ]
     config = small(tmp_path / "run")

@@ -1,0 +1,130 @@
+"""D3PO: direct preference optimization of denoising steps, on the policy's own pairs (Yang et al. 2023, https://arxiv.org/abs/2311.13231).
+
+Two images of a prompt start from the same noise; the reward says which is better; each step of the better one is then
+preferred to the same step of the other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.ddpo import check_has_noise
+from diffusion.dpo import DPOConfig
+from diffusion.noise import gaussian, seeded
+from diffusion.policy import DiffusionPolicy
+from diffusion.preference_losses import d3po_loss
+from diffusion.rollouts import Figures, check_numbers, draw_prompts, rate, reward_figures, select
+from diffusion.runs import RunResult
+from diffusion.training import TrainingRun, load_policy, load_reward
+from mmrlhf.data import read_prompts
+from mmrlhf.errors import UserError
+from mmrlhf.types import Rollout
+
+NOTHING_TRAINED = {"loss": 0.0, "implicit_accuracy": 0.5, "implicit_margin": 0.0, "grad_norm": 0.0, "updates": 0}
+NO_WINNERS = {
+    "no winners": (
+        "in no pair did the reward tell the two images of a prompt apart, so there is nothing to learn from: check the reward on "
+        "two different images, or draw with more spread (--eta 1)"
+    )
+}
+
+
+def train(
+    config: DPOConfig,
+    *,
+    reward: Callable[..., Tensor] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> RunResult:
+    """Run the algorithm; `config` is a valid one of method d3po; see `diffusion.dpo.train`, which calls this.
+
+    In a line of metrics, the rewards and `kl` are of the policy that drew the epoch's pairs, so they belong together, and the
+    rest is of the training on them. UserError where rewards or gradients are no longer numbers.
+    """
+    if config.prompts is None or config.reward is None:
+        raise UserError("d3po got no --prompts or no --reward: give both")
+    prompts = read_prompts(config.prompts)
+    policy = load_policy(config)
+    check_has_noise(policy, config.num_steps)
+    run = TrainingRun("d3po", config, prompts, policy=policy)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    for epoch in run.epochs():
+        generator = seeded(config.seed, epoch)
+        chosen = draw_prompts(prompts, config.pairs_per_epoch, 1, generator)
+        rollout = sample_pairs(policy, chosen, config.sample_batch_size, generator)
+        rewards = rate(reward, rollout, config.sample_batch_size)
+        check_numbers(run, rollout, rewards, epoch)
+        winners, losers = ranked(rewards)
+        measured = select(rollout, torch.arange(min(config.kl_samples, len(rewards))))
+        kl, before = run.kl(measured), run.snapshot()
+        figures = improve(run, rollout, winners, losers, config, generator, epoch) if len(winners) else NOTHING_TRAINED
+        run.hold_to_budget(measured, before)
+        line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
+        line |= {"pairs": len(winners), "ties": config.pairs_per_epoch - len(winners), **figures}
+        line = run.record(line, {} if len(winners) else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
+        if on_epoch is not None:
+            on_epoch(line)
+    return run.close()
+
+
+def sample_pairs(policy: DiffusionPolicy, prompts: list[str], batch_size: int, generator: torch.Generator) -> Rollout:
+    """Two images of each of `n` prompts, as rows i and n + i, from the same first noise."""
+    first, second = list[Rollout](), list[Rollout]()
+    with tqdm(total=2 * len(prompts), desc="sample", leave=False, unit="image") as bar:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            noise = gaussian((len(batch), *policy.latent_shape), generator, policy.device)
+            for side in (first, second):
+                side.append(policy.sample(batch, generator, initial_noise=noise))
+                bar.update(len(batch))
+    return Rollout((*prompts, *prompts), *(torch.cat(parts) for parts in list(zip(*first, *second, strict=True))[1:]))
+
+
+def ranked(rewards: Float[Tensor, " two_n"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """(rows of the winners, rows of the losers) of the pairs i and n + i; ties and abstentions are left out."""
+    first, second = torch.arange(len(rewards)).chunk(2)
+    better, worse = rewards[first] > rewards[second], rewards[first] < rewards[second]
+    kept = better | worse
+    return torch.where(better, first, second)[kept], torch.where(better, second, first)[kept]
+
+
+def improve(
+    run: TrainingRun,
+    rollout: Rollout,
+    winners: Int[Tensor, " pairs"],
+    losers: Int[Tensor, " pairs"],
+    config: DPOConfig,
+    generator: torch.Generator,
+    epoch: int,
+) -> dict[str, float]:
+    """Train on one epoch's pairs: batches of pairs, all of their steps in an order of their own."""
+    pairs, count = len(winners), rollout.log_probs.shape[1]
+    seen, norms = Figures(), []
+    with tqdm(total=config.inner_epochs * pairs * count, desc="train", leave=False, unit="step") as bar:
+        for _ in range(config.inner_epochs):
+            order = torch.randperm(pairs, generator=generator)
+            steps = torch.rand(pairs, count, generator=generator).argsort(dim=1)
+            for group in order.split(config.train_batch_size * config.gradient_accumulation):
+                for rows in group.split(config.train_batch_size):
+                    batch = select(rollout, torch.cat([winners[rows], losers[rows]]))
+                    for column in steps[rows].split(1, dim=1):
+                        loss, figures = step_loss(run.policy, batch, column, config.beta)
+                        (loss * len(rows) / (len(group) * count)).backward()
+                        seen.add(len(rows), figures)
+                        bar.update(len(rows))
+                norms.append(run.update(epoch))
+    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+
+
+def step_loss(
+    policy: DiffusionPolicy, batch: Rollout, column: Int[Tensor, "b 1"], beta: float
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss of one step of each of `b` pairs, whose winners are the first half of `batch` and losers the second."""
+    both = column.repeat(2, 1)
+    with policy.reference(), torch.no_grad():
+        winners_reference, losers_reference = policy.log_prob(batch, both).chunk(2)
+    winners, losers = policy.log_prob(batch, both).chunk(2)
+    return d3po_loss(winners, losers, winners_reference, losers_reference, beta)

@@ -1,0 +1,127 @@
+"""Diffusion-KTO: human utility on images that are liked or disliked, without pairs (Li et al. 2024, https://arxiv.org/abs/2404.04465).
+
+The loss is on the error of the network's answer, whatever it predicts: ε as in the paper, or likewise v or a flow's velocity.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffusion.denoising import denoising_errors, reference_errors
+from diffusion.dpo import kl_at_the_end
+from diffusion.families import Conditions
+from diffusion.noise import seeded
+from diffusion.policy import DiffusionPolicy
+from diffusion.preference_data import (
+    Liking,
+    PreferenceConfig,
+    check_one_source,
+    encode_once,
+    fixed_errors,
+    hold_out,
+    identity,
+    read_likings,
+    validate_preferences,
+)
+from diffusion.preference_losses import diffusion_kto_loss, implicit_rewards
+from diffusion.runs import RunResult, check_folder, settings
+from diffusion.sft import Latents, fit
+from diffusion.training import TrainingRun, load_policy
+from diffusion.tuning_config import MAY_DIFFER, check
+from mmrlhf.data import Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOConfig(PreferenceConfig):
+    """Fine-tune a text-to-image model on images that are liked or disliked: Diffusion-KTO."""
+
+    data: Path | None = None
+    """PAIRS.jsonl, whose winners are liked and losers disliked, or a file with ratings, rankings and vetoes too."""
+    train_batch_size: int = 16
+    """Images in a forward pass of training, and in the mean that their rewards are compared with."""
+
+
+def validate(config: KTOConfig) -> None:
+    """UserError for a value outside its range."""
+    validate_preferences(config)
+    check(config, "train_batch_size", lambda value: value >= 2, "2 or more: rewards are compared with the batch's mean")
+    check_one_source(config)
+
+
+def train(config: KTOConfig, *, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> RunResult:
+    """Run the method; `on_epoch` gets each line of metrics. Writes the folder that `KTOConfig.out` describes.
+
+    `loss`, `implicit_accuracy` and `implicit_margin` are of the training in the epoch; `kl` and what begins with `validation_`
+    (held-out prompts, fixed times and noise) of the policy at its end. UserError where a gradient is no number.
+    """
+    validate(config)
+    likings, left_out = read_likings(config)
+    trained, held = hold_out(likings, config)
+    prompts = list(dict.fromkeys(liking.prompt for liking in trained))
+    told = identity([Item(each.prompt, each.image) for each in likings], [each.liked for each in likings], config)
+    # before the images are encoded, which can take long, and may find one that it cannot read
+    check_folder(config.out, settings(config, prompts) | told, resume=config.resume, may_differ=MAY_DIFFER)
+    policy = load_policy(config)
+    latents = encode_once(policy, [liking.image for liking in likings], config.train_batch_size)
+    clean = torch.stack([latents[liking.image] for liking in trained])
+    liked, texts = torch.tensor([liking.liked for liking in trained]), [liking.prompt for liking in trained]
+    validation = (
+        HeldOutLikings(policy, torch.stack([latents[each.image] for each in held]), held, config) if held else None
+    )
+    run = TrainingRun("kto", config, prompts, identity=told, policy=policy)
+    for epoch in run.epochs():
+        before = run.snapshot()
+        loss = partial(batch_loss, policy, liked, config.beta)
+        rows, generator = torch.arange(len(trained)), seeded(config.seed, epoch)
+        figures = fit(run, clean, texts, rows, loss, generator, epoch)
+        kl = kl_at_the_end(run, epoch, before)
+        line = {"epoch": epoch, "samples": len(trained), "left_out": left_out, "seconds": run.seconds(), "kl": kl}
+        line |= figures | (validation.figures() if validation else {})
+        line = run.record(line, {}, ("loss", "implicit_accuracy", "kl"))
+        if on_epoch is not None:
+            on_epoch(line)
+    return run.close()
+
+
+def batch_loss(
+    policy: DiffusionPolicy,
+    liked: Float[Tensor, " samples"],
+    beta: float,
+    rows: Int[Tensor, " n"],
+    clean: Float[Tensor, "n c h w"],
+    noise: Float[Tensor, "n c h w"],
+    times: Float[Tensor, " n"],
+    conditions: Conditions,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss of some images, each at a time and noise of its own."""
+    reference = reference_errors(policy, clean, noise, times, conditions)
+    rewards = implicit_rewards(denoising_errors(policy, clean, noise, times, conditions), reference, beta)
+    return diffusion_kto_loss(rewards, liked[rows].to(rewards))
+
+
+class HeldOutLikings:
+    """Images of prompts that are not trained on; the errors of the start, which stay, are measured once."""
+
+    def __init__(
+        self, policy: DiffusionPolicy, clean: Latents, likings: Sequence[Liking], config: PreferenceConfig
+    ) -> None:
+        self.policy, self.clean, self.config = policy, clean, config
+        self.prompts = [liking.prompt for liking in likings]
+        self.liked = torch.tensor([liking.liked for liking in likings])
+        with policy.reference():
+            self.start = self.errors()
+
+    def errors(self) -> Float[Tensor, " n"]:
+        """Under the present weights."""
+        return fixed_errors(self.policy, self.clean, self.prompts, self.config.seed, self.config.train_batch_size)
+
+    def figures(self) -> dict[str, float]:
+        """The metrics of `diffusion_kto_loss` under the present weights, in one batch."""
+        _, figures = diffusion_kto_loss(implicit_rewards(self.errors(), self.start, self.config.beta), self.liked)
+        return {f"validation_{name}": value for name, value in figures.items()}
