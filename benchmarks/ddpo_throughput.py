@@ -15,7 +15,7 @@ from diffusion.ddpo_config import DDPOConfig
 from diffusion.families.family import rows_of
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import sample_epoch
+from diffusion.rollouts import sample_epoch, single_steps
 
 
 def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -58,7 +58,8 @@ def main() -> None:
     prompts = [f"picture {i % 8}" for i in range(given.batch)]
     rollout = sample_epoch(policy, prompts, given.batch, seeded(0))
     config = DDPOConfig(model=given.model, prompts="", reward="", out="")  # type: ignore[arg-type]
-    column, advantages = torch.zeros(given.batch, 1, dtype=torch.long), torch.linspace(-1, 1, given.batch)[:, None]
+    advantages = torch.linspace(-1, 1, given.batch)[:, None]
+    first = single_steps(rollout, torch.arange(given.batch), torch.zeros(given.batch, dtype=torch.long))
 
     def sample() -> None:
         policy.sample(prompts, seeded(0))
@@ -70,7 +71,7 @@ def main() -> None:
         sample()
 
     def train_step() -> None:
-        step_loss(policy, rollout, column, advantages, config)[0].backward()
+        step_loss(policy, first, advantages, config)[0].backward()
 
     def two_passes() -> None:
         policy.__class__ = TwoPasses

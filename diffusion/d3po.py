@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from diffusion.ddpo import check_has_noise
 from diffusion.dpo import DPOConfig
+from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
-from diffusion.rollouts import Figures, check_numbers, draw_prompts, rate, reward_figures, select
+from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, select, single_steps
 from diffusion.runs import RunResult
-from diffusion.training import TrainingRun, load_policy, load_reward
+from diffusion.training import Loss, TrainingRun, load_policy, load_reward
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
@@ -108,23 +109,20 @@ def improve(
             order = torch.randperm(pairs, generator=generator)
             steps = torch.rand(pairs, count, generator=generator).argsort(dim=1)
             for group in order.split(config.train_batch_size * config.gradient_accumulation):
-                for rows in group.split(config.train_batch_size):
-                    batch = select(rollout, torch.cat([winners[rows], losers[rows]]))
-                    for column in steps[rows].split(1, dim=1):
-                        loss, figures = step_loss(run.policy, batch, column, config.beta)
-                        (loss * len(rows) / (len(group) * count)).backward()
-                        seen.add(len(rows), figures)
-                        bar.update(len(rows))
+                rows, columns = group.repeat(count), steps[group].T.flatten()
+
+                def loss_of(part: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> Loss:
+                    both = torch.cat([winners[rows[part]], losers[rows[part]]])
+                    return step_loss(run.policy, single_steps(rollout, both, columns[part].repeat(2)), config.beta)
+
+                run.learn(torch.arange(len(rows)), loss_of, len(rows), seen, bar)
                 norms.append(run.update(epoch))
     return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
 
 
-def step_loss(
-    policy: DiffusionPolicy, batch: Rollout, column: Int[Tensor, "b 1"], beta: float
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of one step of each of `b` pairs, whose winners are the first half of `batch` and losers the second."""
-    both = column.repeat(2, 1)
+def step_loss(policy: DiffusionPolicy, batch: Rollout, beta: float) -> Loss:
+    """The loss of `single_steps` of pairs, whose winners are the first half of `batch` and losers the second."""
     with policy.reference(), torch.no_grad():
-        winners_reference, losers_reference = policy.log_prob(batch, both).chunk(2)
-    winners, losers = policy.log_prob(batch, both).chunk(2)
+        winners_reference, losers_reference = policy.log_prob(batch).chunk(2)
+    winners, losers = policy.log_prob(batch).chunk(2)
     return d3po_loss(winners, losers, winners_reference, losers_reference, beta)

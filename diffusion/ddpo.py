@@ -1,35 +1,35 @@
 """Denoising Diffusion Policy Optimization, DDPO-IS and DDPO-SF (Black et al. 2023, https://arxiv.org/abs/2305.13301).
 
-Each denoising step is an action, and the final image's reward is the return of all of them.
+Each denoising step is an action, and the final image's reward is the return of all of them. What it is compared with is the
+rewards of the same prompt, or a learned value of the denoising state (PPO, Schulman et al. 2017).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.diagnosis import diagnose
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
+from diffusion.policy_gradient import train_on_steps
 from diffusion.rollouts import (
-    Figures,
     check_numbers,
     draw_prompts,
     own_rows,
-    rate,
     reward_figures,
-    sample_epoch,
+    sample_and_rate,
     select,
 )
 from diffusion.runs import RunResult
-from diffusion.training import TrainingRun, load_reward
+from diffusion.training import Loss, Stateful, TrainingRun, load_reward
+from diffusion.value import ValueBaseline
 from mmrlhf.data import read_prompts
-from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
 from mmrlhf.types import Rollout
@@ -50,24 +50,35 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
-    run = TrainingRun("ddpo", config, prompts, parts={"statistics": statistics}, several_processes=True)
+    value = ValueBaseline(
+        seed=config.seed, learning_rate=config.value_learning_rate, clip=config.value_clip or math.inf,
+        epochs=config.value_epochs, decay=config.value_lambda,
+    )  # fmt: skip
+    parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
+    run = TrainingRun("ddpo", config, prompts, parts=parts, several_processes=True)
     check_has_noise(run.policy, config.num_steps)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
-        rollout = sample_epoch(run.policy, chosen, config.sample_batch_size, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size, len(chosen))
+        rollout, rewards = sample_and_rate(run.policy, reward, chosen, config.sample_batch_size, generator)
         check_numbers(run, rollout, rewards, epoch)
-        advantages = statistics.advantages(chosen, rewards).clamp(-config.advantage_clip, config.advantage_clip)
         rows = own_rows(len(chosen), config.sample_batch_size)
+        fitted: dict[str, float] = {}
+        if config.baseline == "value":
+            order = seeded(config.seed, epoch, 1)
+            advantages, fitted = value.judge(run.policy, rollout, rows, rewards, config.train_batch_size, order)
+        else:
+            advantages = statistics.advantages(chosen, rewards).unsqueeze(1).expand(-1, rollout.log_probs.shape[1])
         measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         kl, before = run.kl(measured), run.snapshot()
         figures = improve(run, rollout, rows, advantages, config, generator, epoch)
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        problems = diagnose([*run.metrics, line | figures], config.clip_range)
-        line = run.record(line | figures, problems, ("reward_mean", "kl", "clip_fraction"))
+        line |= run.diversity.figures(rollout) | figures | fitted
+        line = run.record(
+            line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction")
+        )
         if on_epoch is not None:
             on_epoch(line)
     return run.close()
@@ -83,63 +94,36 @@ def improve(
     run: TrainingRun,
     rollout: Rollout,
     drawn: Int[Tensor, " n"],
-    advantages: Float[Tensor, " b"],
+    advantages: Float[Tensor, "b t"],
     config: DDPOConfig,
     generator: torch.Generator,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on one epoch's samples: batches of samples, all (or a share) of their steps in an order of their own.
-
-    `drawn` says which of the epoch's `b` samples the rollout holds: of several processes each trains on those that it drew.
-    """
-    samples, count = len(advantages), rollout.log_probs.shape[1]
-    trained = max(1, int(config.timestep_fraction * count))
+    """Train on one epoch's samples, of which this process drew those that `drawn` names."""
     an_update = config.train_batch_size * config.gradient_accumulation
-    if config.algorithm == "score-function":
-        an_update = samples
-    place = torch.full((samples,), -1)
-    place[drawn] = torch.arange(len(drawn))
-    seen, norms = Figures(), []
-    with tqdm(
-        total=config.inner_epochs * len(drawn) * trained,
-        desc="train",
-        leave=False,
-        unit="step",
-        disable=not is_main_process(),
-    ) as bar:
-        for _ in range(config.inner_epochs):
-            order = torch.randperm(samples, generator=generator)
-            steps = torch.rand(samples, count, generator=generator).argsort(dim=1)[:, :trained]
-            for group in order.split(an_update):
-                for batch_rows in group.split(config.train_batch_size):
-                    rows = batch_rows[place[batch_rows] >= 0]
-                    if len(rows) == 0:
-                        continue
-                    batch, own = select(rollout, place[rows]), advantages[rows].unsqueeze(1)
-                    for column in steps[rows].split(1, dim=1):
-                        loss, figures = step_loss(run.policy, batch, column, own, config)
-                        (loss * len(rows) / (len(group) * trained)).backward()
-                        seen.add(len(rows), figures)
-                        bar.update(len(rows))
-                norms.append(run.update(epoch))
-    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return train_on_steps(
+        run,
+        rollout,
+        drawn,
+        advantages,
+        lambda batch, own: step_loss(run.policy, batch, own, config),
+        generator,
+        epoch,
+        advantage_clip=config.advantage_clip,
+        passes=config.inner_epochs,
+        samples_an_update=len(advantages) if config.algorithm == "score-function" else an_update,
+        share=config.timestep_fraction,
+    )
 
 
-def step_loss(
-    policy: DiffusionPolicy,
-    batch: Rollout,
-    column: Int[Tensor, "b 1"],
-    advantages: Float[Tensor, "b 1"],
-    config: DDPOConfig,
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of one denoising step of each sample (clipped surrogate, or −A log p), and the penalty on its KL to the start."""
+def step_loss(policy: DiffusionPolicy, batch: Rollout, advantages: Float[Tensor, "b 1"], config: DDPOConfig) -> Loss:
+    """The loss of `single_steps` (clipped surrogate, or −A log p), and the penalty on their KL to the start."""
     reference = None
     if config.kl_weight:
         with policy.reference(), torch.no_grad():
-            _, reference, _ = next(policy.each_step(batch, column))
-    drawn, mean, sigma = next(policy.each_step(batch, column))
-    log_probs = gaussian_log_prob(drawn, mean, sigma).unsqueeze(1)
-    old = batch.log_probs.gather(1, column.to(batch.log_probs.device))
+            _, reference, _ = next(policy.each_step(batch))
+    drawn, mean, sigma = next(policy.each_step(batch))
+    log_probs, old = gaussian_log_prob(drawn, mean, sigma).unsqueeze(1), batch.log_probs
     loss, figures = clipped_surrogate(log_probs, old, advantages.to(old.device), config.clip_range)
     if config.algorithm == "score-function":
         loss = -(log_probs * advantages.to(old.device)).mean()

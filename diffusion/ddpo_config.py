@@ -32,6 +32,17 @@ class DDPOConfig(TuningConfig):
     """Share of each sample's denoising steps to train on, drawn anew each pass."""
     samples_per_prompt: int = 1
     """Images of each prompt drawn in an epoch."""
+    baseline: Literal["prompt", "value"] = "prompt"
+    """What a reward is compared with: prompt is the mean and spread of its prompt's rewards; value is what a small network,
+    trained on the run's samples, expects from each denoising state."""
+    value_learning_rate: float = 1e-3
+    """Of the value network's Adam."""
+    value_epochs: int = 10
+    """Passes of the value network over an epoch's samples, in batches of --train-batch-size."""
+    value_clip: float = 0.2
+    """A value moves up to this far in an epoch, in standard deviations of the reward; 0 is no limit."""
+    value_lambda: float = 1.0
+    """1 compares the final reward with the value of a state; below, more of the values of the states after it, down to 0."""
     prompt_buffer_size: int = 16
     """Latest rewards of each prompt that its mean and spread are taken from."""
     prompt_min_count: int = 16
@@ -46,11 +57,11 @@ def validate(config: DDPOConfig) -> None:
         config,
         at_least_one=(
             "samples_per_epoch", "sample_batch_size", "inner_epochs", "samples_per_prompt", "prompt_buffer_size",
-            "prompt_min_count", "kl_samples",
+            "prompt_min_count", "kl_samples", "value_epochs",
         ),
-        not_negative=("kl_weight",),
-        above_zero=("eta", "clip_range", "advantage_clip", "timestep_fraction"),
-        up_to_one=("timestep_fraction",),
+        not_negative=("kl_weight", "value_clip"),
+        above_zero=("eta", "clip_range", "advantage_clip", "timestep_fraction", "value_learning_rate"),
+        up_to_one=("timestep_fraction", "value_lambda"),
     )  # fmt: skip
     if config.algorithm == "score-function" and config.inner_epochs > 1:
         raise UserError(

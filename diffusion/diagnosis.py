@@ -10,6 +10,7 @@ SMALL_SPREAD = 1e-6
 FEW_SAMPLES = 4  # a mean and a spread of fewer say little
 SMALL_SHARE = 0.01  # of the spread of all rewards
 OFTEN_CLIPPED = 0.2
+KEPT_DIVERSITY = 0.5  # of that of the first epoch
 SMALL_UPDATE, LARGE_UPDATE = 1e-5, 0.2  # of the weights' own size
 
 
@@ -17,9 +18,15 @@ def diagnose(metrics: Sequence[dict[str, Any]], clip_range: float) -> dict[str, 
     """What is wrong in the latest epochs, as {name: a sentence that says what to change}; empty where nothing shows.
 
     A line of metrics needs `reward_mean`, `reward_std`, `clip_fraction` and `updates`; what else a method measures
-    (`group_std_mean`, `zero_spread_groups`, `rated_per_prompt`, `advantage_clipped`, `update_size`) is looked at where it is.
+    (`group_std_mean`, `zero_spread_groups`, `rated_per_prompt`, `advantage_clipped`, `update_size`, `diversity`) is looked at
+    where it is.
     """
-    return rewards_without_spread(metrics) | too_few_samples(metrics) | step_that_does_not_fit(metrics, clip_range)
+    return diagnose_samples(metrics) | too_few_samples(metrics) | step_that_does_not_fit(metrics, clip_range)
+
+
+def diagnose_samples(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The same of the samples and rewards alone, whatever is done with them."""
+    return rewards_without_spread(metrics) | lost_diversity(metrics)
 
 
 def rewards_without_spread(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -47,6 +54,19 @@ def rewards_without_spread(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
                 f"rewards differ by prompt ({last['reward_std']:.2g}) but hardly within a prompt's samples "
                 f"({last['group_std_mean']:.2g}), so advantages are mostly chance: raise --eta, or use a reward that tells "
                 "samples of one prompt apart"
+            )
+        }
+    return {}
+
+
+def lost_diversity(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Samples of a prompt that become alike."""
+    first, last = metrics[0].get("diversity", 0.0), metrics[-1]
+    if first and lasting(metrics, "diversity", lambda line: line["diversity"] < KEPT_DIVERSITY * first):
+        return {
+            "lost diversity": (
+                f"samples of a prompt differ by {last['diversity']:.2g}, at the start by {first:.2g}, so the policy gives up "
+                "variety for the reward: look at samples/, and stop earlier (--kl-budget) or lower --learning-rate"
             )
         }
     return {}

@@ -153,7 +153,7 @@ def batch_loss(
     return diffusion_dpo_loss(better, worse, data.labels[rows].to(better))
 
 
-def kl_at_the_end(run: TrainingRun, epoch: int, before: tuple[Any, Any]) -> float:
+def kl_at_the_end(run: TrainingRun, epoch: int, before: list[Any]) -> float:
     """The KL to the start on paths of the policy as it is after the epoch; over the budget, its updates are taken back."""
     measured = kl_paths(run.policy, run.config, run.prompts, epoch)
     run.hold_to_budget(measured, before)

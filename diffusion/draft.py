@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from diffusion.draft_config import DRaFTConfig, validate
 from diffusion.families import Conditions
+from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import Figures, draw_prompts, reward_figures
+from diffusion.rollouts import draw_prompts, reward_figures
 from diffusion.runs import RunResult
 from diffusion.sampling import Sampler, column
 from diffusion.training import TrainingRun, load_reward

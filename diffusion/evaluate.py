@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diffusion.diversity import embed_files
 from diffusion.evaluation.config import SIDES, EvalConfig, Key, names_of, spread, validate
-from diffusion.evaluation.diversity import embed_files
 from diffusion.evaluation.drawing import draw_both
 from diffusion.evaluation.figures import category_figures, diversity_figures, reward_figures
 from diffusion.evaluation.page import write_page

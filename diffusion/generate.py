@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
+from diffusion.prompts import tell_of_cut_prompts
 from diffusion.runs import METRICS, check_folder, claim_folder, settings
 from mmrlhf.config import check_seed
 from mmrlhf.data import read_prompts, write_text
@@ -77,6 +78,7 @@ def generate(config: GenerateConfig) -> Path:
         device=config.device,
         dtype=config.dtype,
     )
+    tell_of_cut_prompts(policy.family, prompts)
     claim_folder(config.out, wanted)
     names = {
         (row, number): f"{row:05d}-{number:02d}.png"

@@ -7,21 +7,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo import check_has_noise
-from diffusion.diagnosis import SMALL_SPREAD, diagnose, update_size
+from diffusion.diagnosis import SMALL_SPREAD, diagnose
 from diffusion.flow_sde import FlowCoefficients
 from diffusion.grpo_config import GRPOConfig, validate
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import Figures, check_numbers, draw_prompts, rate, reward_figures, sample_epoch, select
+from diffusion.policy_gradient import train_on_steps
+from diffusion.rollouts import (
+    check_numbers,
+    draw_prompts,
+    own_rows,
+    reward_figures,
+    sample_and_rate,
+    sample_epoch,
+    select,
+)
 from diffusion.runs import RunResult
 from diffusion.sampling import Sampler
-from diffusion.training import TrainingRun, load_policy, load_reward
+from diffusion.training import Loss, TrainingRun, load_policy, load_reward
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.rl import clipped_surrogate, group_advantages, leave_one_out_advantages
@@ -47,7 +55,7 @@ def train(
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
-    run = TrainingRun("grpo", config, prompts, policy=policy)
+    run = TrainingRun("grpo", config, prompts, policy=policy, several_processes=True)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
     for epoch in run.epochs():
@@ -56,19 +64,20 @@ def train(
         count = config.prompts_per_epoch * config.samples_per_prompt
         chosen = draw_prompts(prompts, count, config.samples_per_prompt, generator)
         noisy = window(config, few.gaussian_steps(), epoch)
-        rollout = sample_epoch(policy, chosen, config.sample_batch_size, generator, noisy)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+        rollout, rewards = sample_and_rate(policy, reward, chosen, config.sample_batch_size, generator, noisy)
         check_numbers(run, rollout, rewards, epoch)
         groups = rewards.view(config.prompts_per_epoch, config.samples_per_prompt)
         advantages = advantages_within(groups, config.algorithm).flatten()
-        measured = select(rollout, torch.arange(min(config.kl_samples, count)))
+        rows = own_rows(count, config.sample_batch_size)
+        measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         if config.window:  # the rollout knows of the window's steps only
             other = seeded(config.seed, epoch, 1)
             measured = sample_epoch(policy, chosen[: config.kl_samples], config.sample_batch_size, other)
         kl, before = run.kl(measured), run.snapshot()
-        figures = improve(run, rollout, advantages, config, generator, epoch)
+        figures = improve(run, rollout, rows, advantages, config, generator, epoch)
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": count, "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
+        line |= run.diversity.figures(rollout)
         line |= group_figures(groups) | figures
         line = run.record(
             line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction")
@@ -137,50 +146,40 @@ def group_figures(rewards: Float[Tensor, "g n"]) -> dict[str, float]:
 def improve(
     run: TrainingRun,
     rollout: Rollout,
+    drawn: Int[Tensor, " n"],
     advantages: Float[Tensor, " b"],
     config: GRPOConfig,
     generator: torch.Generator,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on one epoch's samples, in batches of them, step after step."""
-    samples, count = rollout.log_probs.shape
-    cut = advantages.clamp(-config.advantage_clip, config.advantage_clip)
-    seen, norms, sizes = Figures(), [], []
-    with tqdm(total=config.inner_epochs * samples * count, desc="train", leave=False, unit="step") as bar:
-        for _ in range(config.inner_epochs):
-            order = torch.randperm(samples, generator=generator)
-            for group in order.split(config.train_batch_size * config.gradient_accumulation):
-                for rows in group.split(config.train_batch_size):
-                    batch = select(rollout, rows)
-                    for step in range(count):
-                        loss, figures = step_loss(run.policy, batch, step, cut[rows].unsqueeze(1), config)
-                        (loss * len(rows) / (len(group) * count)).backward()
-                        seen.add(len(rows), figures)
-                        bar.update(len(rows))
-                norms.append(run.update(epoch))
-                sizes.append(update_size(run.optimizer))
-    overall = seen.means()
-    clipped = float((advantages.abs() > config.advantage_clip).float().mean())
-    overall |= {"advantage_clipped": clipped, "update_size": sum(sizes) / len(sizes)}
-    return overall | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    """Train on one epoch's samples, of which this process drew those that `drawn` names."""
+    return train_on_steps(
+        run,
+        rollout,
+        drawn,
+        advantages.unsqueeze(1).expand(-1, rollout.log_probs.shape[1]),
+        lambda batch, own: step_loss(run.policy, batch, own, config),
+        generator,
+        epoch,
+        advantage_clip=config.advantage_clip,
+        passes=config.inner_epochs,
+        samples_an_update=config.train_batch_size * config.gradient_accumulation,
+    )
 
 
-def step_loss(
-    policy: DiffusionPolicy, batch: Rollout, step: int, advantages: Float[Tensor, "b 1"], config: GRPOConfig
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of one of the rollout's denoising steps."""
-    column = torch.full((len(batch.prompts), 1), step)
+def step_loss(policy: DiffusionPolicy, batch: Rollout, advantages: Float[Tensor, "b 1"], config: GRPOConfig) -> Loss:
+    """The loss of `single_steps`."""
     kl = None
     reference = None
     if config.kl_weight:
         with policy.reference(), torch.no_grad():
-            _, reference, _ = next(policy.each_step(batch, column))
-    drawn, mean, sigma = next(policy.each_step(batch, column))
+            _, reference, _ = next(policy.each_step(batch))
+    drawn, mean, sigma = next(policy.each_step(batch))
     log_probs = gaussian_log_prob(drawn, mean, sigma).unsqueeze(1)
     if reference is not None:
-        at = policy.sampler.coefficients(batch.timesteps[:, step])
+        at = policy.sampler.coefficients(batch.timesteps[:, 0])
         kl = step_kl(mean, reference, at.diffusion if isinstance(at, FlowCoefficients) else at.sigma).unsqueeze(1)
-    old = batch.log_probs[:, step : step + 1]
+    old = batch.log_probs
     return grpo_loss(log_probs, old, advantages.to(old.device), kl, config.clip_range, config.kl_weight)
 
 

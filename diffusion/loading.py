@@ -3,12 +3,14 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -120,13 +122,12 @@ def load_lora(pipeline: Any, network_name: str, folder: Path) -> None:
     if not file.is_file():
         raise UserError(f"no LoRA weights at {file}: give the --out folder of a run with --lora-rank 1 or more")
     network = getattr(pipeline, network_name)
-    shown = diffusers.utils.logging.get_verbosity()
     try:
         names = safetensors_keys(file)
         if strange := [name for name in names if not name.startswith(f"{network_name}.")]:
             raise ValueError(f"it changes {strange[0]}, only the {network_name} may change")
-        diffusers.utils.logging.set_verbosity_error()  # it warns that there is nothing for the text encoders
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        with only_errors():  # it warns that there is nothing for the text encoders
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
         taken = sum("lora_" in name for name, _ in network.named_parameters())
         if taken < len([name for name in names if "lora" in name]):
             raise ValueError(f"of {len(names)} weights {taken} have a place in the {network_name}")
@@ -134,9 +135,37 @@ def load_lora(pipeline: Any, network_name: str, folder: Path) -> None:
         raise UserError(
             f"the LoRA weights {file} do not fit the model ({reason_of(error)}): give the model they were trained on"
         ) from error
-    finally:
-        diffusers.utils.logging.set_verbosity(shown)
     network.requires_grad_(False).eval()
+
+
+def tune_speed(network: Any, *, compile: bool, channels_last: bool, attention: str | None) -> None:
+    """Ways to compute the same faster. UserError for an attention that diffusers does not know, or that cannot run here."""
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    if attention is not None:
+        try:
+            with only_errors():
+                network.set_attention_backend(attention)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                f"--attention got '{attention}' ({reason_of(error)}): leave it out, or give another"
+            ) from error
+    if compile:
+        network.compile()
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Inside, diffusers and transformers warn of nothing."""
+    parts = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [part.get_verbosity() for part in parts]
+    for part in parts:
+        part.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for part, level in zip(parts, shown, strict=True):
+            part.set_verbosity(level)
 
 
 def safetensors_keys(file: Path) -> list[str]:

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusion.diagnosis import diagnose_samples
 from diffusion.families import Conditions
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, sample_epoch
+from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
 from diffusion.runs import RunResult
-from diffusion.rwr import encode
 from diffusion.sft import Latents, fit, kl_paths
 from diffusion.training import TrainingRun, load_policy, load_reward
 from diffusion.tuning_config import TuningConfig, check, validate_tuning
@@ -124,19 +124,20 @@ def train(
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
         with old.in_place():
-            rollout = sample_epoch(policy, chosen, config.sample_batch_size, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+            rollout, rewards = sample_and_rate(policy, reward, chosen, config.sample_batch_size, generator)
         check_numbers(run, rollout, rewards, epoch)
         optimality = optimality_of(rewards, chosen, config.reward_scale)
-        clean = encode(policy, rollout.images, config.sample_batch_size)
         measured = kl_paths(policy, config, chosen, epoch)
         kl, before = run.kl(measured), run.snapshot()
         loss = partial(batch_loss, policy, old, optimality, config.strength)
-        figures = fit(run, clean, chosen, torch.arange(len(chosen)), loss, generator, epoch, config.inner_epochs)
+        figures = fit(
+            run, rollout.clean, chosen, torch.arange(len(chosen)), loss, generator, epoch, config.inner_epochs
+        )
         run.hold_to_budget(measured, before)
         old.follow(min(config.old_decay, config.old_decay_growth * epoch))
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line = run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
+        line |= run.diversity.figures(rollout)
+        line = run.record(line | figures, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
         if on_epoch is not None:
             on_epoch(line)
     return run.close()

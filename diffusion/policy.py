@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.families import FAMILIES, Conditions, Family
 from diffusion.families.family import default_side, network_of, rows_of, side_by_side, stacked
-from diffusion.loading import DTYPES, add_lora, load_lora, load_pipeline, pick_device, save_lora, save_pipeline
+from diffusion.loading import (
+    DTYPES,
+    add_lora,
+    load_lora,
+    load_pipeline,
+    only_errors,
+    pick_device,
+    save_lora,
+    save_pipeline,
+    tune_speed,
+)
 from diffusion.noise import Generators, gaussian
 from diffusion.sampling import column
 from mmrlhf.errors import UserError
@@ -63,6 +73,9 @@ class DiffusionPolicy:
         device: str = "auto",
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
+        attention: str | None = None,
         lora_alpha: float | None = None,
         lora_targets: str = "attention",
         lora: Path | None = None,
@@ -95,6 +108,7 @@ class DiffusionPolicy:
             network.requires_grad_(True)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
+        tune_speed(network, compile=compile, channels_last=channels_last, attention=attention)
         return cls(
             pipeline, num_steps=num_steps, guidance_scale=guidance_scale, eta=eta, full=lora_rank == 0, size=size
         )
@@ -120,7 +134,8 @@ class DiffusionPolicy:
                 self.embeddings.clear()
                 missing = list(dict.fromkeys(prompts))
             for prompt in missing:
-                encoded = self.family.encode([prompt], self.device)
+                with only_errors():  # each text encoder warns of a long prompt: `tell_of_cut_prompts` does once
+                    encoded = self.family.encode([prompt], self.device)
                 self.embeddings[prompt] = {name: values[0] for name, values in encoded.items()}
         return stacked([self.embeddings[prompt] for prompt in prompts])
 
@@ -183,6 +198,7 @@ class DiffusionPolicy:
             self.sampler.timesteps[steps].to(self.device).expand(len(prompts), -1),
             torch.stack(log_probs, dim=1) if log_probs else latents.new_zeros(len(prompts), 0),
             self.decode(latents),
+            latents,
         )
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """An epoch's samples: which prompts, what the policy drew for them, what the reward says, and parts of it."""
 
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from diffusion.noise import PartOf
 from diffusion.policy import DiffusionPolicy
 from diffusion.training import TrainingRun
-from mmrlhf.distributed import extremes, gather, is_main_process, own_part, total
+from mmrlhf.distributed import gather, is_main_process, own_part
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
 
@@ -29,10 +30,11 @@ def sample_epoch(
     batch_size: int,
     generator: torch.Generator,
     noisy: Collection[int] | None = None,
+    each: Callable[[Rollout], object] = lambda rollout: None,
 ) -> Rollout:
     """One rollout of an image for each prompt, drawn `batch_size` at a time; of several processes each draws `own_rows`.
 
-    `noisy` are the numbers of the steps that get noise, None all that can.
+    `noisy` are the numbers of the steps that get noise, None all that can. `each` gets every batch as soon as it is drawn.
     """
     rollouts = []
     with tqdm(total=len(prompts), desc="sample", leave=False, unit="image", disable=not is_main_process()) as bar:
@@ -43,9 +45,38 @@ def sample_epoch(
             drawn = part if len(part) else range(1)
             rollout = policy.sample([batch[row] for row in drawn], PartOf(generator, drawn, len(batch)), noisy=noisy)
             rollouts.append(select(rollout, torch.arange(len(part))))
+            each(rollouts[-1])
             bar.update(len(batch))
     made = tuple(prompt for rollout in rollouts for prompt in rollout.prompts)
     return Rollout(made, *(torch.cat(parts) for parts in list(zip(*rollouts, strict=True))[1:]))
+
+
+def sample_and_rate(
+    policy: DiffusionPolicy,
+    reward: Callable[..., Tensor],
+    prompts: list[str],
+    batch_size: int,
+    generator: torch.Generator,
+    noisy: Collection[int] | None = None,
+) -> tuple[Rollout, Float[Tensor, " count"]]:
+    """`sample_epoch`, and the reward of each of its images, those of other processes too, on the CPU.
+
+    The reward judges a batch in a thread of its own while the next one is drawn. What it raises, this raises.
+    """
+    with ThreadPoolExecutor(max_workers=1) as judge:
+        waiting = []
+        try:
+            rollout = sample_epoch(
+                policy, prompts, batch_size, generator, noisy,
+                each=lambda part: waiting.append(judge.submit(judged, reward, part)),
+            )  # fmt: skip
+            given = [part.result() for part in waiting]
+        except BaseException:
+            judge.shutdown(wait=False, cancel_futures=True)
+            raise
+    sizes = [min(batch_size, len(prompts) - start) for start in range(0, len(prompts), batch_size)]
+    whole = [gather(part.unsqueeze(1), size).squeeze(1) for part, size in zip(given, sizes, strict=True)]
+    return rollout, torch.cat(whole)
 
 
 def own_rows(count: int, batch_size: int) -> Int[Tensor, " n"]:
@@ -54,36 +85,46 @@ def own_rows(count: int, batch_size: int) -> Int[Tensor, " n"]:
     return torch.tensor([start + row for start in starts for row in own_part(min(batch_size, count - start))])
 
 
-@torch.no_grad()
 def rate(
     reward: Callable[..., Tensor], rollout: Rollout, batch_size: int, count: int | None = None
 ) -> Float[Tensor, " count"]:
-    """The reward of each of the epoch's `count` images (None: of those of the rollout), on the CPU.
-
-    UserError where it gives not one number an image.
-    """
+    """The reward of each of the epoch's `count` images (None: of those of the rollout), on the CPU."""
     count = len(rollout.prompts) if count is None else count
     parts, done = [], 0
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
-        rows = slice(done, done + len(own_part(size)))
-        done = rows.stop
-        if rows.start == rows.stop:
-            given = torch.zeros(0)
-        else:
-            given = reward(rollout.images[rows], rollout.prompts[rows]).detach().float().cpu()
-        if given.shape != (rows.stop - rows.start,):
-            raise UserError(
-                f"the reward gave shape {tuple(given.shape)} for {rows.stop - rows.start} images, allowed is one number an image"
-            )
-        parts.append(gather(given.unsqueeze(1), size).squeeze(1))
+        rows = torch.arange(done, done + len(own_part(size)))
+        done += len(rows)
+        parts.append(gather(judged(reward, select(rollout, rows)).unsqueeze(1), size).squeeze(1))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def judged(reward: Callable[..., Tensor], rollout: Rollout) -> Float[Tensor, " b"]:
+    """The reward of each image of one batch, on the CPU. UserError where it gives not one number an image."""
+    count = len(rollout.prompts)
+    given = reward(rollout.images, rollout.prompts).detach().float().cpu() if count else torch.zeros(0)
+    if given.shape != (count,):
+        raise UserError(
+            f"the reward gave shape {tuple(given.shape)} for {count} images, allowed is one number an image"
+        )
+    return given
 
 
 def select(rollout: Rollout, rows: Int[Tensor, " n"]) -> Rollout:
     """The samples of a rollout that `rows` names."""
     chosen = rows.to(rollout.log_probs.device)
     return Rollout(tuple(rollout.prompts[row] for row in rows.tolist()), *(tensor[chosen] for tensor in rollout[1:]))
+
+
+def single_steps(rollout: Rollout, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Rollout:
+    """One denoising step of each of some samples, as a rollout of one step; its images are not there (zeros)."""
+    row, column = (place.to(rollout.log_probs.device) for place in (rows, columns))
+    states = rollout.latents[row, column].unsqueeze(1), rollout.next_latents[row, column].unsqueeze(1)
+    times, log_probs = rollout.timesteps[row, column].unsqueeze(1), rollout.log_probs[row, column].unsqueeze(1)
+    images = rollout.images.new_zeros(1).expand(len(rows), *rollout.images.shape[1:])
+    prompts = tuple(rollout.prompts[place] for place in rows.tolist())
+    return Rollout(prompts, *states, times, log_probs, images, rollout.clean[row])
 
 
 def check_numbers(run: TrainingRun, rollout: Rollout, rewards: Float[Tensor, " b"], epoch: int) -> None:
@@ -103,27 +144,6 @@ def reward_figures(rewards: Float[Tensor, " b"]) -> dict[str, float]:
     return {"reward_mean": mean, "reward_std": spread, "abstained": len(rewards) - len(rated)}
 
 
-class Figures:
-    """Figures of single batches, to be averaged over samples, and over processes."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.sums: dict[str, float] = {}
-        self.lowest, self.highest = float("inf"), float("-inf")
-
-    def add(self, samples: int, figures: dict[str, float]) -> None:
-        """Those of a batch of so many samples."""
-        self.samples += samples
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + samples * value
-        self.lowest = min(self.lowest, figures.get("ratio_min", self.lowest))
-        self.highest = max(self.highest, figures.get("ratio_max", self.highest))
-
-    def means(self) -> dict[str, float]:
-        """The mean of each; of `ratio_min` and `ratio_max` the extremes."""
-        names = sorted(self.sums)
-        sums = total(torch.tensor([self.samples, *(self.sums[name] for name in names)], dtype=torch.float64)).tolist()
-        means = {name: value / sums[0] for name, value in zip(names, sums[1:], strict=True)}
-        if "ratio_min" in means:
-            means["ratio_min"], means["ratio_max"] = extremes(self.lowest, self.highest)
-        return means
+def cut(advantages: Float[Tensor, "*shape"], limit: float) -> tuple[Float[Tensor, "*shape"], float]:
+    """The advantages cut to ±limit, and the share of them that this changes."""
+    return advantages.clamp(-limit, limit), float((advantages.abs() > limit).float().mean())

@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion.denoising import denoising_errors
+from diffusion.diagnosis import diagnose_samples
 from diffusion.families import Conditions
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, sample_epoch
+from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
 from diffusion.runs import RunResult
 from diffusion.sft import fit, kl_paths
 from diffusion.training import TrainingRun, load_reward
 from diffusion.tuning_config import TuningConfig, check, validate_tuning
 from mmrlhf.data import read_prompts
-from mmrlhf.types import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +75,21 @@ def train(
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
-        rollout = sample_epoch(policy, chosen, config.sample_batch_size, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+        rollout, rewards = sample_and_rate(policy, reward, chosen, config.sample_batch_size, generator)
         check_numbers(run, rollout, rewards, epoch)
         weights = (
             best_weights(rewards, chosen, config.top) if config.top else softmax_weights(rewards, config.temperature)
         )
-        clean = encode(policy, rollout.images, config.sample_batch_size)
         measured = kl_paths(policy, config, chosen, epoch)
         kl, before = run.kl(measured), run.snapshot()
         loss = partial(batch_loss, policy, weights)
         kept = weights.nonzero().flatten()
-        figures = fit(run, clean, chosen, kept, loss, generator, epoch, config.inner_epochs)
+        figures = fit(run, rollout.clean, chosen, kept, loss, generator, epoch, config.inner_epochs)
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
+        line |= run.diversity.figures(rollout)
         line |= {"effective_samples": float(weights.sum().square() / weights.square().sum()), **figures}
-        line = run.record(line, {}, ("reward_mean", "kl", "loss"))
+        line = run.record(line, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
         if on_epoch is not None:
             on_epoch(line)
     return run.close()
@@ -108,11 +107,6 @@ def batch_loss(
     """The loss of some rows of the epoch's samples."""
     errors = denoising_errors(policy, clean, noise, times, conditions)
     return weighted_loss(errors, weights[rows].to(errors.device))
-
-
-def encode(policy: DiffusionPolicy, images: Images, batch_size: int) -> Float[Tensor, "b c y x"]:
-    """Latents of drawn images, some at a time: a rollout keeps no final latents where its last step has no noise."""
-    return torch.cat([policy.encode_images(part) for part in images.split(batch_size)])
 
 
 def softmax_weights(rewards: Float[Tensor, " b"], temperature: float) -> Float[Tensor, " b"]:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from diffusion.denoising import denoising_errors
 from diffusion.draft import sampling_with
 from diffusion.families import Conditions
+from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import Figures
 from diffusion.runs import RunResult
-from diffusion.training import TrainingRun, load_policy
+from diffusion.training import Loss, TrainingRun, load_policy
 from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.data import Item, read_items, read_pairs, read_text
 from mmrlhf.errors import UserError
@@ -143,9 +143,21 @@ def fit(
                     noise = gaussian((len(rows), *policy.latent_shape), generator, policy.device)
                     conditions = policy.embed([prompts[row] for row in rows.tolist()])
                     samples = clean[rows.to(clean.device)].to(policy.device)
-                    loss, figures = batch_loss(rows, samples, noise, times, conditions)
-                    (loss * len(rows) / len(group)).backward()
-                    seen.add(len(rows), figures)
-                    bar.update(len(rows))
+                    loss_of = partial(some_of, batch_loss, rows, samples, noise, times, conditions)
+                    run.learn(torch.arange(len(rows)), loss_of, len(group), seen, bar)
                 norms.append(run.update(epoch))
     return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+
+
+def some_of(
+    batch_loss: BatchLoss,
+    rows: Int[Tensor, " n"],
+    clean: Latents,
+    noise: Latents,
+    times: Float[Tensor, " n"],
+    conditions: Conditions,
+    part: Int[Tensor, " k"],
+) -> Loss:
+    """The loss of a part of a batch."""
+    own = {name: values[part] for name, values in conditions.items()}
+    return batch_loss(rows[part], clean[part], noise[part], times[part], own)

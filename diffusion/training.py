@@ -7,13 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.averaging import WeightAverage
+from diffusion.diversity import DiversityWatch
+from diffusion.figures import Figures
 from diffusion.generate import generate_images
 from diffusion.loading import pick_device
 from diffusion.policy import DiffusionPolicy
+from diffusion.prompts import tell_of_cut_prompts
 from diffusion.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, settings, write_metrics
+from diffusion.tracking import close_trackers, log_figures, log_pictures, open_trackers
 from diffusion.tuning_config import MAY_DIFFER, TuningConfig
 from mmrlhf import distributed
 from mmrlhf.checkpoint import save_checkpoint
@@ -22,6 +28,8 @@ from mmrlhf.images import grid, save_image
 from mmrlhf.types import Rollout
 
 GRID_IMAGES = 16
+Loss = tuple[Tensor, dict[str, float]]
+"""A scalar, and what is to be known of it."""
 
 
 @runtime_checkable
@@ -65,6 +73,10 @@ class TrainingRun:
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4
         )
+        self.diversity = DiversityWatch(config.embedder, self.policy.device)
+        self.average = WeightAverage(self.policy, config.ema_decay)
+        self.trackers = open_trackers(config.trackers, config.out, wanted)
+        self.at_once = config.micro_batch_size or config.train_batch_size
         self.metrics: list[dict[str, Any]] = []
         self.stopped = ""
         """Why the run ended early, "" where it did not."""
@@ -73,6 +85,7 @@ class TrainingRun:
         if distributed.is_main_process():
             claim_folder(config.out, wanted)
             write_metrics(config.out, self.metrics)
+            tell_of_cut_prompts(self.policy.family, prompts)
         self.started = time.monotonic()
         self.bar: Any = None
 
@@ -82,6 +95,7 @@ class TrainingRun:
             return
         self.policy.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.average.load_state_dict(saved.get("average", {}))
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.metrics = saved["metrics"]
@@ -108,19 +122,59 @@ class TrainingRun:
         summed, samples = distributed.total(torch.tensor([own, count], dtype=torch.float64)).tolist()
         return summed / samples if samples else 0.0
 
-    def snapshot(self) -> tuple[Any, Any]:
-        """What an update changes, to be put back by `take_back`; nothing where no budget could ask for it."""
-        if self.config.kl_budget is None:
-            return {}, {}
-        return copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
+    def changing(self) -> list[Stateful]:
+        """What an update changes."""
+        return [self.policy, self.optimizer, self.average]
 
-    def hold_to_budget(self, rollout: Rollout, before: tuple[Any, Any]) -> None:
+    def snapshot(self) -> list[Any]:
+        """What an update changes, to be put back by `hold_to_budget`; nothing where no budget could ask for it."""
+        if self.config.kl_budget is None:
+            return []
+        return copy.deepcopy([part.state_dict() for part in self.changing()])
+
+    def hold_to_budget(self, rollout: Rollout, before: list[Any]) -> None:
         """Where the KL on these samples exceeds the budget, take the updates since `before` back and stop."""
         if self.config.kl_budget is None or (kl := self.kl(rollout)) <= self.config.kl_budget:
             return
-        self.policy.load_state_dict(before[0])
-        self.optimizer.load_state_dict(before[1])
+        for part, state in zip(self.changing(), before, strict=True):
+            part.load_state_dict(state)
         self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
+
+    def learn(
+        self, places: Int[Tensor, " n"], loss_of: Callable[[Tensor], Loss], whole: int, seen: Figures, bar: Any
+    ) -> None:
+        """Add the gradients of Σ loss / `whole` over `n` places in what an update is made of; `seen` gets the figures,
+        `bar` how many are done.
+
+        `loss_of(places)` is (the mean loss of some of them, figures). At most --micro-batch-size go through the network at once;
+        half as many from then on where the GPU's memory does not suffice, which changes the result by rounding only.
+        """
+        weights, done = self.policy.parameters(), 0
+        while done < len(places):
+            part = places[done : done + self.at_once]
+            try:
+                loss, figures = loss_of(part)
+                gradients = torch.autograd.grad(loss * len(part) / whole, weights, allow_unused=True)
+            except torch.OutOfMemoryError as error:
+                self.halve(len(part), error)
+                continue
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            seen.add(len(part), figures)
+            bar.update(len(part))
+            done += len(part)
+
+    def halve(self, tried: int, error: Exception) -> None:
+        """So many rows at once did not fit into memory: try half from now on. UserError where it was one."""
+        if tried == 1:
+            raise UserError(
+                "the GPU's memory does not suffice for one sample: add --gradient-checkpointing or --dtype bfloat16, or lower "
+                "--size"
+            ) from error
+        self.at_once = tried // 2
+        tqdm.write(f"{tried} samples at once do not fit into memory: going on with {self.at_once}", file=sys.stderr)
+        torch.cuda.empty_cache()
 
     def update(self, epoch: int) -> float:
         """One step of the optimizer on the gradients, summed over processes; their norm. UserError where it is no number."""
@@ -130,6 +184,7 @@ class TrainingRun:
             raise self.not_a_number("the gradient of the loss", epoch, "lower --learning-rate or --guidance-scale")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.average.follow()
         return float(norm)
 
     def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> dict[str, Any]:
@@ -145,6 +200,7 @@ class TrainingRun:
         if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
             self.save()
         write_metrics(self.config.out, self.metrics)
+        log_figures(self.trackers, line)
         self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
         return line
 
@@ -157,6 +213,7 @@ class TrainingRun:
         saved = {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
             "metrics": self.metrics,
             "stopped": self.stopped,
             "kl_budget": self.config.kl_budget,
@@ -164,15 +221,18 @@ class TrainingRun:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         save_checkpoint(saved | parts, self.config.out / CHECKPOINT)
         if self.config.lora_rank:
-            self.policy.save(self.config.out)
+            with self.average.in_place():
+                self.policy.save(self.config.out)
 
     def close(self) -> RunResult:
         """The last pictures and the weights to load; says where they are."""
         self.save_samples(len(self.metrics), last=True)
         if distributed.is_main_process():
-            where = self.policy.save(self.config.out)
+            with self.average.in_place():
+                where = self.policy.save(self.config.out)
             why = f"stopped: {self.stopped}; " if self.stopped else ""
             print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
+        close_trackers(self.trackers)
         distributed.wait()
         return RunResult(self.config.out, self.metrics, self.stopped)
 
@@ -183,8 +243,10 @@ class TrainingRun:
         if unwanted or not distributed.is_main_process():
             return
         shown = [self.prompts[i % len(self.prompts)] for i in range(GRID_IMAGES)]
-        images = generate_images(self.policy, shown, seed=config.seed, batch_size=config.train_batch_size)
+        with self.average.in_place():
+            images = generate_images(self.policy, shown, seed=config.seed, batch_size=config.train_batch_size)
         save_image(grid(images, columns=8), config.out / "samples" / f"epoch-{epoch:04d}.png")
+        log_pictures(self.trackers, images, epoch)
 
     def not_a_number(self, what: str, epoch: int, change: str) -> UserError:
         """The error that ends a run whose figures are no longer numbers."""
@@ -212,6 +274,9 @@ def load_policy(config: TuningConfig) -> DiffusionPolicy:
         device=config.device,
         dtype=config.dtype,
         gradient_checkpointing=config.gradient_checkpointing,
+        compile=config.compile,
+        channels_last=config.channels_last,
+        attention=config.attention,
         lora_alpha=config.lora_alpha,
         lora_targets=config.lora_targets,
         size=config.size,

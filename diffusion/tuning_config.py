@@ -9,7 +9,10 @@ from typing import Any, Literal
 from mmrlhf.config import check_seed
 from mmrlhf.errors import UserError
 
-MAY_DIFFER = ("out", "epochs", "resume", "save_every", "images_every", "kl_budget", "device")
+MAY_DIFFER = (
+    "out", "epochs", "resume", "save_every", "images_every", "eval_steps", "kl_budget", "device", "trackers", "compile",
+    "attention", "channels_last", "micro_batch_size", "gradient_checkpointing",
+)  # fmt: skip
 """Options that a resumed run may change."""
 
 
@@ -25,7 +28,10 @@ class TuningConfig:
     epochs: int = 100
     """Rounds of sampling and training, or passes over the data."""
     train_batch_size: int = 16
-    """Samples in a forward pass of training."""
+    """Samples in a batch of training."""
+    micro_batch_size: int | None = None
+    """Rows that go through the network at once in training, whatever an update is made of: more are faster, and take more
+    memory. None is --train-batch-size; what does not fit into a GPU's memory is halved until it does."""
     gradient_accumulation: int = 1
     """Train batches an optimizer step."""
     num_steps: int = 50
@@ -46,13 +52,24 @@ class TuningConfig:
     """Of AdamW, constant; about 1e-5 for full weights."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    ema_decay: float = 0.0
+    """The weights that are written and shown are a moving average of those trained, 0.999 say; 0 is no average."""
     kl_samples: int = 16
     """Samples on which the KL to the start is measured after each epoch; 0 is never."""
     kl_budget: float | None = None
     """Stop before the KL of the whole path to the start (nats) exceeds this; the epoch that would is taken back.
     Such a run goes on with --resume only under a higher budget, or none."""
+    embedder: str = "tiny-clip"
+    """Image embeddings that tell how different a prompt's samples are, where training draws some: tiny-clip, a folder or hub id
+    of a CLIP or SigLIP model; "" is not to look."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
+    compile: bool = False
+    """torch.compile the network: slower at first, then faster on a GPU."""
+    channels_last: bool = False
+    """Lay the UNet's weights out as tensor cores like them."""
+    attention: str | None = None
+    """diffusers' attention backend: native, flash, sage, xformers …; None is the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights; LoRA weights are float32."""
     device: str = "auto"
@@ -63,6 +80,8 @@ class TuningConfig:
     """Epochs between checkpoints."""
     images_every: int = 10
     """Epochs between pictures in samples/ of the same prompts with the same noise; 0 is none."""
+    trackers: str = ""
+    """Where else figures and pictures go, with commas between: tensorboard, wandb, mlflow, trackio …, if installed."""
     resume: bool = False
     """Go on with the run in OUT, as if it had never stopped."""
 
@@ -87,6 +106,9 @@ def validate_tuning(
         check(config, name, lambda value: value > 0, "above 0")
     for name in ("eta", *up_to_one):
         check(config, name, lambda value: 0 <= value <= 1, "0 up to 1")
+    check(config, "ema_decay", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+    if config.micro_batch_size is not None:
+        check(config, "micro_batch_size", lambda value: value >= 1, "1 or more: leave it out for --train-batch-size")
     if config.lora_alpha is not None:
         check(config, "lora_alpha", lambda value: value > 0, "above 0: leave it out for a scale of 1")
     if config.kl_budget is not None:

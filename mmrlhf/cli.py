@@ -66,11 +66,18 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "diffusion dpo": ("diffusion.dpo", "DPOConfig", "train", "fine-tune on comparisons: Diffusion-DPO, D3PO"),
     "diffusion kto": ("diffusion.kto", "KTOConfig", "train", "fine-tune on liked and disliked images: Diffusion-KTO"),
+    "diffusion spo": ("diffusion.spo", "SPOConfig", "train", "fine-tune on preferred denoising steps: SPO"),
     "diffusion eval": (
         "diffusion.evaluate",
         "EvalConfig",
         "evaluate",
         "a tuned model against its base, judged by several rewards",
+    ),
+    "diffusion export": (
+        "diffusion.verl_omni",
+        "VerlOmniConfig",
+        "export",
+        "judged pairs, encoded for verl-omni's offline DPO",
     ),
     "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
 }

@@ -95,6 +95,15 @@ def total(numbers: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return numbers
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """What each process has, in order."""
+    if size() == 1:
+        return [value]
+    everything: list[Any] = [None] * size()
+    dist.all_gather_object(everything, value)
+    return everything
+
+
 def extremes(lowest: float, highest: float) -> tuple[float, float]:
     """The least and the greatest over processes."""
     if size() == 1:

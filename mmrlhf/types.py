@@ -66,6 +66,8 @@ class Rollout(NamedTuple):
     timesteps: Tensor  # Int "b t"
     log_probs: Float[Tensor, "b t"]
     images: Images
+    clean: Float[Tensor, "b c h w"]
+    """The final latents, which `images` are decoded from."""
 
 
 @runtime_checkable

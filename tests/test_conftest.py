@@ -29,7 +29,7 @@ def test_records_are_checked_too() -> None:
 def test_a_rollout_can_be_built_and_taken_apart() -> None:
     steps = torch.zeros(2, 5)
     latents = torch.zeros(2, 5, 4, 8, 8)
-    rollout = Rollout(("a", "b"), latents, latents, steps.long(), steps, torch.zeros(2, 3, 64, 64))
+    rollout = Rollout(("a", "b"), latents, latents, steps.long(), steps, torch.zeros(2, 3, 64, 64), latents[:, 0])
     assert Rollout(*rollout).log_probs.shape == (2, 5)
     assert rollout._replace(prompts=("c", "d")).prompts == ("c", "d")
 

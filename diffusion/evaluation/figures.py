@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffusion.evaluation.diversity import pairwise_distances
+from diffusion.diversity import pairwise_distances
 from mmrlhf.rewards.evaluation.measures import FEW_UNITS, share_interval, unit_values
 from mmrlhf.statistics import bootstrap_ci
 

@@ -41,6 +41,10 @@ class Family(Protocol):
         """The conditions of some prompts."""
 
     @abstractmethod
+    def longest_prompts(self) -> list[tuple[Any, int]]:
+        """(tokenizer, how many tokens of a prompt its text encoder reads, with those of start and end) of each encoder."""
+
+    @abstractmethod
     def unconditional(self, device: torch.device) -> Conditions:
         """One row: what stands in for the prompt in the second pass of classifier-free guidance."""
 
@@ -57,6 +61,12 @@ class Family(Protocol):
     @abstractmethod
     def sampler(self, num_steps: int, eta: float, latent_shape: tuple[int, int, int]) -> Sampler:
         """The steps from noise to a sample."""
+
+
+def tokenizers_of(pipeline: Any) -> list[Any]:
+    """Those that the pipeline has, in order."""
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    return [getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None]
 
 
 def network_of(family: Family) -> Any:

@@ -9,7 +9,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.families.family import ATTENTION, Conditions
+from diffusion.families.family import ATTENTION, Conditions, tokenizers_of
 from diffusion.flow_sde import FlowSDE
 from diffusion.forward import ForwardProcess, RectifiedFlow
 from diffusion.sampling import Sampler
@@ -17,6 +17,7 @@ from diffusion.sampling import Sampler
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 SINGLE_BLOCKS = ("proj_mlp", "proj_out")
+SD3_T5_TOKENS, FLUX_T5_TOKENS = 256, 512  # what their pipelines take by default
 TRAINING_STEPS = 1000  # the networks count time from 0 to this
 
 
@@ -44,6 +45,11 @@ class StableDiffusion3:
             list(prompts), None, None, device=device, do_classifier_free_guidance=False
         )
         return {"text": text, "pooled": pooled}
+
+    def longest_prompts(self) -> list[tuple[Any, int]]:
+        """As many as the CLIPs have positions; of T5 the first 256."""
+        clips = [(tokenizer, tokenizer.model_max_length) for tokenizer in tokenizers_of(self.pipeline)[:2]]
+        return clips + [(tokenizer, SD3_T5_TOKENS) for tokenizer in tokenizers_of(self.pipeline)[2:]]
 
     def unconditional(self, device: torch.device) -> Conditions:
         """That of the empty prompt."""
@@ -93,6 +99,11 @@ class Flux:
         """T5's tokens, and CLIP's pooled text."""
         text, pooled, _ = self.pipeline.encode_prompt(list(prompts), None, device=device)
         return {"text": text, "pooled": pooled}
+
+    def longest_prompts(self) -> list[tuple[Any, int]]:
+        """As many as CLIP has positions; of T5 the first 512."""
+        clip, t5 = tokenizers_of(self.pipeline)
+        return [(clip, clip.model_max_length), (t5, FLUX_T5_TOKENS)]
 
     def unconditional(self, device: torch.device) -> Conditions:
         """That of the empty prompt (never asked for: the guidance scale is an input)."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion.ddim import DDIM
-from diffusion.families.family import ATTENTION, Conditions
+from diffusion.families.family import ATTENTION, Conditions, tokenizers_of
 from diffusion.forward import ForwardProcess, VariancePreserving
 from diffusion.sampling import Sampler
 
@@ -39,6 +39,10 @@ class StableDiffusion:
         """The text encoder's output, a row a token."""
         encoded, _ = self.pipeline.encode_prompt(list(prompts), device, 1, False)
         return {"text": encoded}
+
+    def longest_prompts(self) -> list[tuple[Any, int]]:
+        """As many as the CLIPs have positions."""
+        return [(tokenizer, tokenizer.model_max_length) for tokenizer in tokenizers_of(self.pipeline)]
 
     def unconditional(self, device: torch.device) -> Conditions:
         """That of the empty prompt."""

@@ -31,8 +31,9 @@ WRITERS = {
     "answers": "mmrlhf.datasets.answers",
     "pickapic": "mmrlhf.datasets.pickapic",
     "trl": "mmrlhf.datasets.trl_writer",
+    "verl-omni": "mmrlhf.datasets.verl_omni",
 }
-WrittenFormat = Literal["pairs", "outcomes", "answers", "pickapic", "trl"]
+WrittenFormat = Literal["pairs", "outcomes", "answers", "pickapic", "trl", "verl-omni"]
 
 
 def reader(name: str) -> Callable[[Path, Path | None], Rows]:

@@ -16,6 +16,7 @@ from mmrlhf.types import Preference
 
 LEVELS = 5  # of the rating app's scale
 FLAT = ("pickapic", "trl")  # formats without a column for the criterion
+WITH_RATINGS = ("outcomes", "verl-omni")  # formats that hold what was said of single images
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ExportConfig:
     data: Path | None = None
     """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl or an ANSWERS.jsonl."""
     format: WrittenFormat = "pairs"
-    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (ratings too), pickapic (a parquet file). Of answers:
-    answers, trl (a parquet file for TRL's trainers)."""
+    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (ratings too), pickapic (a parquet file), verl-omni (a
+    parquet file of their prompts, each once). Of answers: answers, trl (a parquet file for TRL's trainers)."""
     source: str = "all"
     """Of a store: all, or only the answers of one kind of rater: human, simulated or ai."""
     criterion: str | None = None
@@ -46,7 +47,7 @@ def export(config: ExportConfig) -> list[Any]:
     if config.data is not None:
         given: list[tuple[str, Judgement]] = numbered(config.data)
     else:
-        given = answers(str(config.store), config.source, ratings=config.format == "outcomes")
+        given = answers(str(config.store), config.source, ratings=config.format in WITH_RATINGS)
     if config.criterion is not None:
         given = [(where, judgement) for where, judgement in given if judgement.criterion == config.criterion]
     suited, write = writer(config.format)

@@ -11,7 +11,7 @@ from diffusion.d3po import ranked, sample_pairs, step_loss
 from diffusion.dpo import DPOConfig, train
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import select
+from diffusion.rollouts import select, single_steps
 from diffusion.training import load_policy
 from mmrlhf.errors import UserError
 from tests.diffusion.test_policy import disturb
@@ -111,7 +111,9 @@ def test_a_step_is_the_formula_of_the_paper(config: DPOConfig) -> None:
     disturb(policy)
     rollout = sample_pairs(policy, ["a cat", "red"], 2, seeded(0))
     winners, losers, column = torch.tensor([2, 1]), torch.tensor([0, 3]), torch.tensor([[1], [0]])
-    loss, figures = step_loss(policy, select(rollout, torch.cat([winners, losers])), column, 30.0)
+    loss, figures = step_loss(
+        policy, single_steps(rollout, torch.cat([winners, losers]), column.flatten().repeat(2)), 30.0
+    )
     ratios = []
     for rows in (winners, losers):
         part = select(rollout, rows)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.generate import generate_images
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import sample_epoch, select
+from diffusion.rollouts import sample_epoch, single_steps
 from diffusion.training import TrainingRun, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from mmrlhf.types import Rollout
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ddpo"
 
@@ -59,10 +60,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
 
 
-def test_it_learns_to_draw_brighter_pictures(config: DDPOConfig) -> None:
+@pytest.mark.parametrize("baseline", ["prompt", "value"])
+def test_it_learns_to_draw_brighter_pictures(config: DDPOConfig, baseline: Literal["prompt", "value"]) -> None:
     config = replace(
         config, epochs=10, samples_per_epoch=32, sample_batch_size=32, train_batch_size=16, num_steps=5, lora_rank=4,
-        inner_epochs=2,
+        inner_epochs=2, baseline=baseline, value_learning_rate=3e-3,
     )  # fmt: skip
     metrics = train(config, reward=Brightness()).metrics
     policy = DiffusionPolicy.load(config.model, lora=config.out, num_steps=5, guidance_scale=1.0, device="cpu")
@@ -73,6 +75,8 @@ def test_it_learns_to_draw_brighter_pictures(config: DDPOConfig) -> None:
     assert (after - before).mean() > 0.75 * before.std()  # the same noise; measured: about 1.5
     assert sum(line["reward_mean"] for line in metrics[-3:]) > sum(line["reward_mean"] for line in metrics[:3])
     assert metrics[0]["kl"] == 0 < metrics[-1]["kl"]
+    if baseline == "value":
+        assert metrics[0]["value_explained"] == 0 < 0.1 < sum(line["value_explained"] for line in metrics[-4:]) / 4
 
 
 def test_what_a_run_leaves(config: DDPOConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +95,11 @@ def test_what_a_run_leaves(config: DDPOConfig, capsys: pytest.CaptureFixture[str
         "ratio_mean",
         "grad_norm",
         "loss",
+        "advantage_clipped",
+        "update_size",
     }
-    assert wanted <= lines[0].keys() and lines[0]["samples"] == 6 and lines[0]["updates"] == 3
+    assert wanted <= lines[0].keys() and not any(name.startswith("value") for name in lines[0])
+    assert lines[0]["samples"] == 6 and lines[0]["updates"] == 3
     assert sorted(path.name for path in (config.out / "samples").iterdir()) == [f"epoch-000{i}.png" for i in (0, 2, 3)]
     with Image.open(config.out / "samples" / "epoch-0000.png") as sheet:
         assert sheet.size == (8 * 65 - 1, 2 * 65 - 1)
@@ -101,11 +108,16 @@ def test_what_a_run_leaves(config: DDPOConfig, capsys: pytest.CaptureFixture[str
     assert not list(config.out.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("rank", "epochs", "save_every"), [(0, 2, 1), (2, 4, 2)])
+@pytest.mark.parametrize(
+    ("rank", "epochs", "save_every", "baseline"), [(0, 2, 1, "prompt"), (2, 4, 2, "prompt"), (2, 4, 2, "value")]
+)
 def test_killed_and_resumed_is_never_killed(
-    config: DDPOConfig, tmp_path: Path, rank: int, epochs: int, save_every: int
+    config: DDPOConfig, tmp_path: Path, rank: int, epochs: int, save_every: int, baseline: Literal["prompt", "value"]
 ) -> None:
-    config = replace(config, lora_rank=rank, learning_rate=1e-2 if rank else 1e-4, epochs=epochs, save_every=save_every)
+    config = replace(
+        config, lora_rank=rank, learning_rate=1e-2 if rank else 1e-4, epochs=epochs, save_every=save_every,
+        baseline=baseline,
+    )  # fmt: skip
     whole = train(config, reward=Brightness())
 
     def kill(score: torch.Tensor, calls: int) -> torch.Tensor:
@@ -124,6 +136,39 @@ def test_killed_and_resumed_is_never_killed(
     assert len((again.out / "metrics.jsonl").read_text().splitlines()) == epochs
     ended = weights(again.out)
     assert all(weight.equal(ended[name]) for name, weight in weights(config.out).items())
+    states = [torch.load(out / "checkpoint.pt", weights_only=True)["value"] for out in (config.out, again.out)]
+    torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
+    assert bool(states[0]) == (baseline == "value")
+
+
+def step_numbers(policy: DiffusionPolicy, batch: Rollout) -> list[int]:
+    """Which of the sampler's steps they are."""
+    return [policy.sampler.timesteps.tolist().index(time) for time in batch.timesteps.flatten().tolist()]
+
+
+def test_advantages_over_values_are_those_of_each_step(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is trained on with its own advantage, cut; here they are the numbers of the steps, and one far out."""
+    asked: list[tuple[float, float]] = []
+
+    def watched(policy: Any, batch: Any, own: torch.Tensor, *rest: Any) -> Any:
+        asked.extend(zip(step_numbers(policy, batch), own.flatten().tolist(), strict=True))
+        return step_loss(policy, batch, own, *rest)
+
+    monkeypatch.setattr("diffusion.ddpo.step_loss", watched)
+    run = TrainingRun("ddpo", config, ["a cat"])
+    rollout, advantages = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0)), torch.arange(3.0).repeat(6, 1)
+    advantages[0, 0], advantages[1, 2] = 0.5, -9.0
+    figures = improve(run, rollout, torch.arange(6), advantages, config, seeded(1), 0)
+    assert sorted(asked) == sorted([(0, 0.0)] * 5 + [(0, 0.5)] + [(1, 1.0)] * 6 + [(2, 2.0)] * 5 + [(2, -5.0)])
+    assert figures["advantage_clipped"] == pytest.approx(1 / 18)
+
+
+def test_the_size_of_updates_grows_with_the_learning_rate(config: DDPOConfig, tmp_path: Path) -> None:
+    sizes = [
+        train(replace(config, epochs=1, learning_rate=rate, out=tmp_path / str(rate)), reward=Brightness()).metrics[0]
+        for rate in (1e-3, 2e-3)
+    ]
+    assert 1e-4 < sizes[0]["update_size"] == pytest.approx(sizes[1]["update_size"] / 2, rel=0.2)
 
 
 def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(config: DDPOConfig) -> None:
@@ -208,21 +253,21 @@ def test_a_flat_reward_is_diagnosed_once(config: DDPOConfig, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("change", "problem", "advice"),
+    ("change", "problems", "advice"),
     [
-        ({"learning_rate": 1e-7, "clip_range": 0.1}, "no step", "raise --learning-rate"),
+        ({"learning_rate": 1e-7, "clip_range": 0.1}, ["no step", "small updates"], "raise --learning-rate"),
         (
             {"learning_rate": 0.05, "clip_range": 1e-9, "inner_epochs": 4, "num_steps": 2},
-            "always clipped",
+            ["always clipped"],
             "lower --learning-rate",
         ),
     ],
 )
 def test_a_learning_rate_that_does_not_fit_is_diagnosed(
-    config: DDPOConfig, capsys: pytest.CaptureFixture[str], change: dict[str, Any], problem: str, advice: str
+    config: DDPOConfig, capsys: pytest.CaptureFixture[str], change: dict[str, Any], problems: list[str], advice: str
 ) -> None:
     result = train(replace(config, **change), reward=Brightness())
-    assert result.metrics[-1]["problems"] == [problem]
+    assert result.metrics[-1]["problems"] == problems
     assert advice in capsys.readouterr().err
 
 
@@ -274,6 +319,11 @@ def plain_descent(config: DDPOConfig) -> TrainingRun:
     return run
 
 
+def linear(rollout: Rollout) -> torch.Tensor:
+    """Advantages from -1 to 2, the same at all steps of a sample."""
+    return torch.linspace(-1, 2, len(rollout.prompts)).unsqueeze(1).expand_as(rollout.log_probs)
+
+
 def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> None:
     """Batches of 2, three an update, against one batch of 6: the same samples and steps, so the same weights after it."""
     after = []
@@ -281,7 +331,7 @@ def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> Non
         own = replace(config, train_batch_size=size, gradient_accumulation=accumulation)
         run = plain_descent(replace(own, out=own.out / str(size)))
         rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
-        figures = improve(run, rollout, torch.arange(6), torch.linspace(-1, 2, 6), own, seeded(1), 0)
+        figures = improve(run, rollout, torch.arange(6), linear(rollout), own, seeded(1), 0)
         assert figures["updates"] == 1
         after.append(run.policy.state_dict())
     for other in after[1:]:
@@ -289,13 +339,73 @@ def test_accumulated_gradients_are_those_of_one_batch(config: DDPOConfig) -> Non
             torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=1e-3)
 
 
+def test_micro_batches_change_rounding_only(config: DDPOConfig) -> None:
+    """However many steps go through the network at once, of whatever batches: the weights after an update are the same."""
+    after = []
+    for size in (None, 1, 4, 100):
+        own = replace(config, train_batch_size=3, gradient_accumulation=2, micro_batch_size=size)
+        run = plain_descent(replace(own, out=own.out / str(size)))
+        rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
+        figures = improve(run, rollout, torch.arange(6), linear(rollout), own, seeded(1), 0)
+        assert figures["updates"] == 1 and figures["ratio_mean"] == pytest.approx(1, abs=1e-4)
+        after.append(run.policy.state_dict())
+    for other in after[1:]:
+        for name, weight in after[0].items():
+            torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=1e-3)
+
+
+def test_what_does_not_fit_into_memory_goes_in_parts(
+    config: DDPOConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU that holds two rows at once, in the way back too: the same weights, told in a line each time that it is halved."""
+    config, tried = replace(config, train_batch_size=6), []
+    plain, run = plain_descent(config), plain_descent(replace(config, out=config.out / "small"))
+    rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
+    improve(plain, rollout, torch.arange(6), linear(rollout), config, seeded(1), 0)
+
+    def small(policy: Any, batch: Any, *rest: Any) -> Any:
+        tried.append(len(batch.prompts))
+        loss, figures = step_loss(policy, batch, *rest)
+        return TooMuch.apply(loss) if len(batch.prompts) > 2 else loss, figures
+
+    monkeypatch.setattr("diffusion.ddpo.step_loss", small)
+    improve(run, rollout, torch.arange(6), linear(rollout), config, seeded(1), 0)
+    assert tried == [6, 3] + [1] * 18
+    told = capsys.readouterr().err
+    assert "6 samples at once do not fit into memory: going on with 3" in told and "going on with 1" in told
+    for name, weight in plain.policy.state_dict().items():
+        torch.testing.assert_close(weight, run.policy.state_dict()[name], atol=1e-5, rtol=1e-3)
+
+
+class TooMuch(torch.autograd.Function):
+    """Memory is out in the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out")
+
+
+def test_where_one_row_does_not_fit_the_run_ends_in_a_line(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("out")
+
+    monkeypatch.setattr("diffusion.ddpo.step_loss", never)
+    with pytest.raises(UserError, match="does not suffice for one sample: add --gradient-checkpointing"):
+        train(replace(config, train_batch_size=1), reward=Brightness())
+
+
 def test_the_first_update_is_the_policy_gradient(config: DDPOConfig) -> None:
     """At the weights that drew the samples: −mean over samples and steps of A ∇ log π, by plain autograd on all steps."""
     config = replace(config, train_batch_size=6, max_grad_norm=1e9)
     run = plain_descent(config)
     policy = run.policy
-    rollout, advantages = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0)), torch.linspace(-1, 2, 6)
-    loss = -(advantages[:, None] * policy.log_prob(rollout)).mean()
+    rollout = sample_epoch(policy, ["a cat"] * 6, 6, seeded(0))
+    advantages = linear(rollout)
+    loss = -(advantages * policy.log_prob(rollout)).mean()
     expected = torch.autograd.grad(loss, policy.parameters())
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
     improve(run, rollout, torch.arange(6), advantages, config, seeded(1), 0)
@@ -306,8 +416,9 @@ def test_the_first_update_is_the_policy_gradient(config: DDPOConfig) -> None:
 def test_the_score_function_makes_one_update_an_epoch(config: DDPOConfig) -> None:
     """Its gradient is that of the ratios at the weights that drew the samples."""
     run = plain_descent(replace(config, max_grad_norm=1e9))
-    rollout, advantages = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0)), torch.linspace(-1, 2, 6)
-    loss = -(advantages[:, None] * run.policy.log_prob(rollout)).mean()
+    rollout = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0))
+    advantages = linear(rollout)
+    loss = -(advantages * run.policy.log_prob(rollout)).mean()
     expected = torch.autograd.grad(loss, run.policy.parameters())
     before = {name: weight.clone() for name, weight in run.policy.state_dict().items()}
     own = replace(config, algorithm="score-function", max_grad_norm=1e9)
@@ -321,9 +432,9 @@ def test_the_score_function_makes_one_update_an_epoch(config: DDPOConfig) -> Non
 def test_a_share_of_the_steps_is_trained_on(config: DDPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.Tensor] = []
 
-    def watched(policy: Any, batch: Any, column: torch.Tensor, *rest: Any) -> Any:
-        asked.append(column.flatten())
-        return step_loss(policy, batch, column, *rest)
+    def watched(policy: Any, batch: Any, *rest: Any) -> Any:
+        asked.append(torch.tensor(step_numbers(policy, batch)))
+        return step_loss(policy, batch, *rest)
 
     monkeypatch.setattr("diffusion.ddpo.step_loss", watched)
     train(replace(config, epochs=1, timestep_fraction=0.67), reward=Brightness())
@@ -337,8 +448,8 @@ def test_a_share_of_the_steps_is_trained_on(config: DDPOConfig, monkeypatch: pyt
 def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig) -> None:
     policy = load_policy(config)
     rollout = sample_epoch(policy, ["a cat", "a dog"], 2, seeded(0))
-    part = select(rollout, torch.tensor([1]))
-    loss, figures = step_loss(policy, part, torch.tensor([[1]]), torch.tensor([[2.0]]), config)
+    part = single_steps(rollout, torch.tensor([1]), torch.tensor([1]))
+    loss, figures = step_loss(policy, part, torch.tensor([[2.0]]), config)
     assert loss.item() == pytest.approx(-2, abs=1e-3) and figures["ratio_mean"] == pytest.approx(1, abs=1e-4)
 
 
@@ -353,6 +464,10 @@ def test_step_loss_of_a_selected_sample_at_unchanged_weights(config: DDPOConfig)
         ({"eta": 0.0}, "--eta got 0.0, allowed is above 0"),
         ({"eta": 1.5}, "--eta got 1.5, allowed is 0 up to 1"),
         ({"timestep_fraction": 2.0}, "--timestep-fraction got 2.0"),
+        ({"value_learning_rate": 0.0}, "--value-learning-rate got 0.0, allowed is above 0"),
+        ({"value_epochs": 0}, "--value-epochs got 0, allowed is 1 or more"),
+        ({"value_clip": -0.1}, "--value-clip got -0.1, allowed is 0 or more"),
+        ({"value_lambda": 1.5}, "--value-lambda got 1.5, allowed is 0 up to 1"),
         ({"kl_budget": -1.0}, "--kl-budget got -1.0, allowed is above 0"),
         ({"lora_alpha": float("nan")}, "--lora-alpha got nan, allowed is above 0: leave it out"),
         ({"lora_alpha": float("inf")}, "--lora-alpha got inf"),
@@ -376,13 +491,18 @@ def test_bad_values_are_refused_before_anything_is_written(
     assert not config.out.exists()
 
 
-def test_two_processes_give_the_weights_of_one(config: DDPOConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("baseline", ["prompt", pytest.param("value", marks=pytest.mark.slow)])
+def test_two_processes_give_the_weights_of_one(
+    config: DDPOConfig, tmp_path: Path, baseline: Literal["prompt", "value"]
+) -> None:
     """Under `accelerate launch`, with batches that two do not divide and a last one of a single sample."""
-    config = replace(config, epochs=2, samples_per_epoch=7, sample_batch_size=3, train_batch_size=3, kl_samples=3)
+    config = replace(
+        config, epochs=2, samples_per_epoch=7, sample_batch_size=3, train_batch_size=3, kl_samples=3, baseline=baseline
+    )
     options = ["--model", config.model, "--prompts", config.prompts, "--reward", "brightness", "--epochs", 2,
                "--samples-per-epoch", 7, "--sample-batch-size", 3, "--train-batch-size", 3, "--num-steps", 3,
                "--guidance-scale", 1, "--lora-rank", 2, "--learning-rate", 1e-2, "--clip-range", 1e-2, "--kl-samples", 3,
-               "--images-every", 2, "--device", "cpu", "--out", tmp_path / "two"]  # fmt: skip
+               "--images-every", 2, "--device", "cpu", "--baseline", baseline, "--out", tmp_path / "two"]  # fmt: skip
     script = tmp_path / "script.py"
     script.write_text("from mmrlhf.cli import main\nmain()\n")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",

@@ -23,11 +23,12 @@ from diffusion.grpo import (
 from diffusion.grpo_config import GRPOConfig, validate
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import sample_epoch, select
+from diffusion.rollouts import sample_epoch, single_steps
 from diffusion.training import TrainingRun, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.rl import group_advantages, leave_one_out_advantages
+from mmrlhf.types import Rollout
 from tests.diffusion.test_policy import disturb
 from tests.small_flow_models import small_pipeline
 
@@ -141,15 +142,15 @@ def test_the_window_slides_and_comes_back(
 def test_noise_and_gradients_only_in_the_window(config: GRPOConfig, flow: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts, asked = [], []
 
-    def watched(policy: Any, batch: Any, step: int, *rest: Any) -> Any:
+    def watched(policy: Any, batch: Any, *rest: Any) -> Any:
         rollouts.append(batch)
-        asked.append(int(batch.timesteps[0, step]))
-        return step_loss(policy, batch, step, *rest)
+        asked.append(int(batch.timesteps[0, 0]))
+        return step_loss(policy, batch, *rest)
 
     monkeypatch.setattr("diffusion.grpo.step_loss", watched)
     config = replace(config, model=flow, num_steps=4, window=2, epochs=2, train_batch_size=8)
     metrics = train(config, reward=Brightness()).metrics
-    assert asked == [0, 1, 1, 2] and rollouts[0].log_probs.shape == (8, 2)
+    assert asked == [0, 1, 1, 2] and rollouts[0].log_probs.shape == (8, 1)
     assert metrics[0]["kl"] == 0 < metrics[1]["kl"]
 
 
@@ -184,6 +185,12 @@ def test_the_loss_by_hand() -> None:
     assert without.item() == pytest.approx(-sum(gains) / 2) and "step_kl" not in figures
 
 
+def at_step(rollout: Rollout, step: int) -> Rollout:
+    """One step of all samples."""
+    count = len(rollout.prompts)
+    return single_steps(rollout, torch.arange(count), torch.full((count,), step))
+
+
 def test_the_step_kl_is_that_of_the_velocities(config: GRPOConfig, flow: str) -> None:
     """Flow-GRPO's closed form ½dt²(s(1−σ)/(2σ) + 1/s)²·mean (v − v_ref)², from the network's own outputs."""
     config = replace(config, model=flow, num_steps=4)
@@ -201,7 +208,7 @@ def test_the_step_kl_is_that_of_the_velocities(config: GRPOConfig, flow: str) ->
     distance = (velocity - start).square().mean(dim=(1, 2, 3))
     slope = at.diffusion * (1 - at.level) / (2 * at.level) + 1 / at.diffusion
     expected = 0.5 * at.change**2 * slope**2 * distance
-    _, figures = step_loss(policy, rollout, step, torch.zeros(2, 1), config)
+    _, figures = step_loss(policy, at_step(rollout, step), torch.zeros(2, 1), config)
     assert figures["step_kl"] == pytest.approx(float(expected.mean()), rel=1e-3) and figures["step_kl"] > 0
 
 
@@ -209,7 +216,7 @@ def test_the_step_kl_of_ddim_is_nats_a_dimension(config: GRPOConfig) -> None:
     policy = load_policy(config)
     disturb(policy)
     rollout = sample_epoch(policy, ["a cat", "red"], config.sample_batch_size, seeded(0))
-    figures = [step_loss(policy, rollout, step, torch.zeros(2, 1), config)[1]["step_kl"] for step in range(3)]
+    figures = [step_loss(policy, at_step(rollout, step), torch.zeros(2, 1), config)[1]["step_kl"] for step in range(3)]
     dimensions = rollout.latents[0, 0].numel()
     assert sum(figures) * dimensions == pytest.approx(float(policy.kl_to_reference(rollout)), rel=1e-3)
     assert min(figures) > 0
@@ -227,7 +234,7 @@ def test_the_first_update_is_the_policy_gradient(config: GRPOConfig) -> None:
     loss = -(advantages[:, None] * policy.log_prob(rollout)).mean()
     expected = torch.autograd.grad(loss, policy.parameters())
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
-    figures = improve(run, rollout, advantages, config, seeded(1), 0)
+    figures = improve(run, rollout, torch.arange(6), advantages, config, seeded(1), 0)
     assert figures["updates"] == 1 and figures["step_kl"] == pytest.approx(0, abs=1e-9)
     for (name, weight), gradient in zip(policy.state_dict().items(), expected, strict=True):
         torch.testing.assert_close(before[name] - weight, gradient, atol=1e-5, rtol=1e-3)
@@ -236,7 +243,7 @@ def test_the_first_update_is_the_policy_gradient(config: GRPOConfig) -> None:
 def test_advantages_are_cut(config: GRPOConfig) -> None:
     run = TrainingRun("grpo", config, ["a cat"])
     rollout = sample_epoch(run.policy, ["a cat"] * 4, config.sample_batch_size, seeded(0))
-    figures = improve(run, rollout, torch.tensor([9.0, -9.0, 1.0, 9.0]), config, seeded(1), 0)
+    figures = improve(run, rollout, torch.arange(4), torch.tensor([9.0, -9.0, 1.0, 9.0]), config, seeded(1), 0)
     assert figures["advantage_clipped"] == 0.75 and figures["loss"] == pytest.approx(-(5 - 5 + 1 + 5) / 4, abs=1e-3)
 
 
@@ -251,8 +258,9 @@ def test_the_kl_penalty_holds_the_policy_back(config: GRPOConfig, tmp_path: Path
 
 def test_a_selected_sample_at_unchanged_weights(config: GRPOConfig) -> None:
     policy = load_policy(config)
-    part = select(sample_epoch(policy, ["a cat", "a dog"], config.sample_batch_size, seeded(0)), torch.tensor([1]))
-    loss, figures = step_loss(policy, part, 1, torch.tensor([[2.0]]), replace(config, kl_weight=0.0))
+    rollout = sample_epoch(policy, ["a cat", "a dog"], config.sample_batch_size, seeded(0))
+    part = single_steps(rollout, torch.tensor([1]), torch.tensor([1]))
+    loss, figures = step_loss(policy, part, torch.tensor([[2.0]]), replace(config, kl_weight=0.0))
     assert loss.item() == pytest.approx(-2, abs=1e-3) and figures["ratio_mean"] == pytest.approx(1, abs=1e-4)
 
 

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from diffusion.nft import NFTConfig, OldPolicy, nft_loss, optimality_of, train, validate
-from diffusion.policy import DiffusionPolicy
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from tests.small_flow_models import small_pipeline
-from tests.small_models import small_stable_diffusion
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "nft"
 
@@ -43,35 +41,21 @@ def config(model: Path, tmp_path: Path) -> NFTConfig:
     )  # fmt: skip
 
 
-@pytest.fixture
-def faithful_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the random one, one that gives back what it was given: pixels are three of the four channels."""
-
-    def decode(self: DiffusionPolicy, latents: torch.Tensor) -> torch.Tensor:
-        return (latents[:, :3] / 8 + 0.5).clamp(0, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
-
-    def encode(self: DiffusionPolicy, images: torch.Tensor) -> torch.Tensor:
-        colours = (images[:, :, ::8, ::8] - 0.5) * 8
-        return torch.cat([colours, colours.mean(dim=1, keepdim=True)], dim=1)
-
-    monkeypatch.setattr(DiffusionPolicy, "decode", decode)
-    monkeypatch.setattr(DiffusionPolicy, "encode_images", encode)
-
-
 def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
 
 
-def test_it_learns_what_the_reward_asks_for(config: NFTConfig, tmp_path: Path, faithful_autoencoder: None) -> None:
-    """Brighter pictures for their brightness, darker ones for its opposite: denoising alone does not tell them apart."""
-    small_stable_diffusion(tmp_path / "v", prediction_type="v_prediction")
+@pytest.mark.slow
+def test_it_learns_what_the_reward_asks_for(config: NFTConfig, tmp_path: Path) -> None:
+    """Brighter pictures for their brightness, darker ones for its opposite, of a model that can draw."""
     config = replace(
-        config, model=str(tmp_path / "v"), epochs=3, samples_per_epoch=32, samples_per_prompt=16, sample_batch_size=32,
-        train_batch_size=16, inner_epochs=4, lora_rank=4, lora_targets="all", old_decay_growth=0.0, eta=1.0,
+        config, model="tiny-sd", epochs=4, samples_per_epoch=32, samples_per_prompt=16, sample_batch_size=32, eta=1.0,
+        train_batch_size=32, inner_epochs=8, num_steps=5, lora_rank=8, learning_rate=3e-3,
     )  # fmt: skip
     up = train(config, reward=Brightness()).metrics
     down = train(replace(config, out=tmp_path / "down"), reward=Brightness(sign=-1)).metrics
-    assert up[-1]["reward_mean"] + down[-1]["reward_mean"] > 2 * up[0]["reward_std"]
+    assert up[-1]["reward_mean"] - up[0]["reward_mean"] > 0.3 * up[0]["reward_std"]
+    assert down[-1]["reward_mean"] - down[0]["reward_mean"] > 0.3 * up[0]["reward_std"]
     assert up[0]["kl"] == 0 < up[-1]["kl"]
 
 

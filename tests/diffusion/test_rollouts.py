@@ -1,14 +1,17 @@
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import draw_prompts, rate, sample_epoch, select
+from diffusion.rollouts import draw_prompts, rate, sample_and_rate, sample_epoch, select
 from mmrlhf.errors import UserError
+from mmrlhf.types import Rollout
 
 
 def test_prompts_come_in_turn_each_repeated() -> None:
@@ -36,3 +39,36 @@ def test_an_epoch_is_its_batches_and_can_be_taken_apart(model: Path) -> None:
 
 def lengths(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+def test_a_batch_is_judged_while_the_next_is_drawn(model: Path) -> None:
+    """The reward of the first batch waits for the second one to be drawn, which it could not where they took turns."""
+    policy = DiffusionPolicy.load(str(model), num_steps=2, guidance_scale=1.0, device="cpu")
+    drawn, draw = [0], policy.sample
+    second = threading.Event()
+
+    def sample(*arguments: Any, **named: Any) -> Rollout:
+        drawn[0] += 1
+        if drawn[0] == 2:
+            second.set()
+        return draw(*arguments, **named)
+
+    def reward(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        assert second.wait(timeout=30)
+        return lengths(images, prompts) + images.mean(dim=(1, 2, 3))
+
+    policy.sample = sample  # type: ignore[method-assign]
+    rollout, rewards = sample_and_rate(policy, reward, ["a cat", "a dog", "red"], 2, seeded(0))
+    policy.sample = draw  # type: ignore[method-assign]
+    assert rollout.images.equal(sample_epoch(policy, ["a cat", "a dog", "red"], 2, seeded(0)).images)
+    assert rewards.tolist() == pytest.approx((torch.tensor([5.0, 5, 3]) + rollout.images.mean(dim=(1, 2, 3))).tolist())
+
+
+def test_what_the_reward_raises_ends_the_sampling(model: Path) -> None:
+    policy = DiffusionPolicy.load(str(model), num_steps=2, guidance_scale=1.0, device="cpu")
+
+    def broken(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        sample_and_rate(policy, broken, ["a cat", "a dog"], 1, seeded(0))

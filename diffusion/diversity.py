@@ -4,12 +4,16 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
+from mmrlhf import distributed
 from mmrlhf.images import load_image
+from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.evaluation.batches import score_batches
+from mmrlhf.types import Rollout
 
 
 def pairwise_distances(embeddings: Float[np.ndarray, "n p"], groups: Sequence[Hashable]) -> dict[Hashable, float]:
@@ -35,3 +39,27 @@ def embed_files(backbone: DualEncoder, paths: Sequence[Path], batch_size: int = 
     bar = tqdm(paths, desc="embed", unit="image")
     images = ((load_image(path), "") for path in bar)
     return score_batches(lambda batch, _: backbone.embed_images(batch).T, images, batch_size).T
+
+
+class DiversityWatch:
+    """The diversity of an epoch's samples, by the embeddings of one model, which is loaded when it is first needed."""
+
+    def __init__(self, embedder: str, device: torch.device) -> None:
+        """`embedder` as `load_backbone` takes it; "" watches nothing."""
+        self.embedder, self.device = embedder, device
+        self.backbone: DualEncoder | None = None
+
+    @torch.no_grad()
+    def figures(self, rollout: Rollout, batch_size: int = 64) -> dict[str, float]:
+        """`diversity`, the mean over prompts with two samples or more, also of other processes; {} where there is none."""
+        if not self.embedder:
+            return {}
+        if self.backbone is None:
+            self.backbone = load_backbone(self.embedder).to(self.device)
+        parts = [self.backbone.embed_images(part).cpu() for part in rollout.images.split(batch_size)]
+        everywhere = distributed.gather_objects(
+            (torch.cat(parts).numpy(), rollout.prompts) if len(rollout.images) else None
+        )
+        rows, prompts = zip(*(part for part in everywhere if part is not None), strict=True)
+        found = pairwise_distances(np.concatenate(rows), [prompt for part in prompts for prompt in part])
+        return {"diversity": float(np.mean(list(found.values())))} if found else {}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluation.diversity import embed_files, pairwise_distances
+from diffusion.diversity import DiversityWatch, embed_files, pairwise_distances
 from mmrlhf.images import load_image, save_image
 from mmrlhf.rewards.encoders.clip import load_backbone
+from mmrlhf.types import Rollout
 from tests.small_clip import small_clip
 
 
@@ -41,3 +42,19 @@ def test_files_of_several_sizes_are_embedded_in_order(tmp_path: Path) -> None:
         with torch.no_grad():
             alone = backbone.embed_images(load_image(path).unsqueeze(0))[0]
         np.testing.assert_allclose(row, alone.numpy(), atol=1e-5)
+
+
+def test_samples_are_watched_within_their_prompts(tmp_path: Path) -> None:
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images[1] = images[0]
+    prompts = ("a cat", "a cat", "a dog", "red", "a dog")
+    empty = torch.zeros(5, 0)
+    rollout = Rollout(prompts, torch.zeros(5, 0, 4, 8, 8), torch.zeros(5, 0, 4, 8, 8), empty.long(), empty, images,
+                      torch.zeros(5, 4, 8, 8))  # fmt: skip
+    watch = DiversityWatch(str(small_clip(tmp_path / "clip")), torch.device("cpu"))
+    found = watch.figures(rollout, batch_size=2)["diversity"]
+    assert watch.backbone is not None
+    rows = watch.backbone.embed_images(images).detach().numpy()
+    assert found == pytest.approx((0 + 1 - rows[2] @ rows[4]) / 2, abs=1e-5)
+    assert watch.figures(rollout._replace(prompts=("1", "2", "3", "4", "5"))) == {}
+    assert DiversityWatch("", torch.device("cpu")).figures(rollout) == {}

@@ -1,0 +1,31 @@
+"""Figures of single batches on their way to those of an epoch."""
+
+import torch
+
+from mmrlhf.distributed import extremes, total
+
+
+class Figures:
+    """Figures of single batches, to be averaged over samples, and over processes."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.sums: dict[str, float] = {}
+        self.lowest, self.highest = float("inf"), float("-inf")
+
+    def add(self, samples: int, figures: dict[str, float]) -> None:
+        """Those of a batch of so many samples."""
+        self.samples += samples
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + samples * value
+        self.lowest = min(self.lowest, figures.get("ratio_min", self.lowest))
+        self.highest = max(self.highest, figures.get("ratio_max", self.highest))
+
+    def means(self) -> dict[str, float]:
+        """The mean of each; of `ratio_min` and `ratio_max` the extremes."""
+        names = sorted(self.sums)
+        sums = total(torch.tensor([self.samples, *(self.sums[name] for name in names)], dtype=torch.float64)).tolist()
+        means = {name: value / sums[0] for name, value in zip(names, sums[1:], strict=True)}
+        if "ratio_min" in means:
+            means["ratio_min"], means["ratio_max"] = extremes(self.lowest, self.highest)
+        return means
