@@ -60,7 +60,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
 
 
-@pytest.mark.parametrize("baseline", ["prompt", "value"])
+@pytest.mark.parametrize("baseline", ["prompt", pytest.param("value", marks=pytest.mark.slow)])
 def test_it_learns_to_draw_brighter_pictures(config: DDPOConfig, baseline: Literal["prompt", "value"]) -> None:
     config = replace(
         config, epochs=10, samples_per_epoch=32, sample_batch_size=32, train_batch_size=16, num_steps=5, lora_rank=4,
