@@ -18,7 +18,7 @@ from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
-from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, select, single_steps
+from diffusion.rollouts import check_numbers, draw_prompts, joined, rate, reward_figures, select, single_steps
 from diffusion.runs import RunResult
 from diffusion.training import Loss, TrainingRun, load_policy, load_reward
 from mmrlhf.data import read_prompts
@@ -50,7 +50,7 @@ def train(
     prompts = read_prompts(config.prompts)
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
-    run = TrainingRun("d3po", config, prompts, policy=policy)
+    run = TrainingRun("d3po", config, prompts, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
@@ -65,9 +65,7 @@ def train(
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= {"pairs": len(winners), "ties": config.pairs_per_epoch - len(winners), **figures}
-        line = run.record(line, {} if len(winners) else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, {} if len(winners) else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
     return run.close()
 
 
@@ -81,7 +79,7 @@ def sample_pairs(policy: DiffusionPolicy, prompts: list[str], batch_size: int, g
             for side in (first, second):
                 side.append(policy.sample(batch, generator, initial_noise=noise))
                 bar.update(len(batch))
-    return Rollout((*prompts, *prompts), *(torch.cat(parts) for parts in list(zip(*first, *second, strict=True))[1:]))
+    return joined([*first, *second])
 
 
 def ranked(rewards: Float[Tensor, " two_n"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
@@ -117,7 +115,7 @@ def improve(
 
                 run.learn(torch.arange(len(rows)), loss_of, len(rows), seen, bar)
                 norms.append(run.update(epoch))
-    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return seen.of_epoch(norms)
 
 
 def step_loss(policy: DiffusionPolicy, batch: Rollout, beta: float) -> Loss:

@@ -55,7 +55,7 @@ def train(
         epochs=config.value_epochs, decay=config.value_lambda,
     )  # fmt: skip
     parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
-    run = TrainingRun("ddpo", config, prompts, parts=parts, several_processes=True)
+    run = TrainingRun("ddpo", config, prompts, parts=parts, several_processes=True, on_epoch=on_epoch)
     check_has_noise(run.policy, config.num_steps)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
@@ -76,11 +76,7 @@ def train(
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= run.diversity.figures(rollout) | figures | fitted
-        line = run.record(
-            line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction")
-        )
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction"))
     return run.close()
 
 

@@ -16,25 +16,22 @@ from torch import Tensor
 from diffusion.denoising import denoising_errors, reference_errors
 from diffusion.families import Conditions
 from diffusion.families.family import side_by_side
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import (
     EncodedPairs,
     PreferenceConfig,
     check_one_source,
-    encode_once,
     encode_pairs,
     fixed_errors,
     hold_out,
-    identity,
     read_preferences,
     validate_preferences,
 )
 from diffusion.preference_losses import diffusion_dpo_loss, implicit_rewards
-from diffusion.runs import RunResult, check_folder, settings
-from diffusion.sft import fit, kl_paths
-from diffusion.training import TrainingRun, load_policy
-from diffusion.tuning_config import MAY_DIFFER, check, validate_tuning
+from diffusion.preference_training import prepare, train_on_judged
+from diffusion.runs import RunResult
+from diffusion.training import TrainingRun
+from diffusion.tuning_config import check, validate_tuning
 from mmrlhf.data import Item
 from mmrlhf.errors import UserError
 
@@ -113,26 +110,12 @@ def train(
     trained, held = hold_out(pairs, config)
     prompts = list(dict.fromkeys(pair.prompt for pair in trained))
     items = [Item(pair.prompt, image) for pair in pairs for image in (pair.image_0, pair.image_1)]
-    told = identity(items, [pair.label_0 for pair in pairs], config)
-    # before the images are encoded, which can take long, and may find one that it cannot read
-    check_folder(config.out, settings(config, prompts) | told, resume=config.resume, may_differ=MAY_DIFFER)
-    policy = load_policy(config)
-    latents = encode_once(policy, [item.image for item in items], config.train_batch_size)
+    told, policy, latents = prepare(config, prompts, items, [pair.label_0 for pair in pairs])
     data = encode_pairs(latents, trained)
     validation = HeldOutPairs(policy, encode_pairs(latents, held), config) if held else None
-    run = TrainingRun("dpo", config, prompts, identity=told, policy=policy)
-    for epoch in run.epochs():
-        before = run.snapshot()
-        loss = partial(batch_loss, policy, data, config.beta)
-        rows, generator = torch.arange(len(trained)), seeded(config.seed, epoch)
-        figures = fit(run, data.winners, data.prompts, rows, loss, generator, epoch)
-        kl = kl_at_the_end(run, epoch, before)
-        line = {"epoch": epoch, "samples": len(trained), "ties": ties, "seconds": run.seconds(), "kl": kl, **figures}
-        line |= validation.figures() if validation else {}
-        line = run.record(line, {}, ("loss", "implicit_accuracy", "kl"))
-        if on_epoch is not None:
-            on_epoch(line)
-    return run.close()
+    run = TrainingRun("dpo", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
+    loss = partial(batch_loss, policy, data, config.beta)
+    return train_on_judged(run, data.winners, data.prompts, loss, {"ties": ties}, validation)
 
 
 def batch_loss(
@@ -151,13 +134,6 @@ def batch_loss(
     reference = reference_errors(policy, *both)
     better, worse = implicit_rewards(denoising_errors(policy, *both), reference, beta).chunk(2)
     return diffusion_dpo_loss(better, worse, data.labels[rows].to(better))
-
-
-def kl_at_the_end(run: TrainingRun, epoch: int, before: list[Any]) -> float:
-    """The KL to the start on paths of the policy as it is after the epoch; over the budget, its updates are taken back."""
-    measured = kl_paths(run.policy, run.config, run.prompts, epoch)
-    run.hold_to_budget(measured, before)
-    return run.kl(kl_paths(run.policy, run.config, run.prompts, epoch) if run.stopped else measured)
 
 
 class HeldOutPairs:

@@ -19,7 +19,7 @@ from diffusion.families import Conditions
 from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import draw_prompts, reward_figures
+from diffusion.rollouts import draw_prompts, one_each, reward_figures
 from diffusion.runs import RunResult
 from diffusion.sampling import Sampler, column
 from diffusion.training import TrainingRun, load_reward
@@ -46,7 +46,7 @@ def train(
     prompts = read_prompts(config.prompts)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     check_differentiable(reward, config.reward)
-    run = TrainingRun("draft", config, prompts)
+    run = TrainingRun("draft", config, prompts, on_epoch=on_epoch)
     noisy = run.policy.family.sampler(max(2, config.num_steps), config.eta or 1.0, run.policy.latent_shape)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
@@ -58,9 +58,7 @@ def train(
         with sampling_with(run.policy, noisy):
             run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line = run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
     return run.close()
 
 
@@ -211,11 +209,7 @@ def score(
         images = checkpoint(policy.decode_with_gradients, latents, use_reentrant=False)
     else:
         images = policy.decode_with_gradients(latents)
-    scores = reward(images, tuple(prompts))
-    if scores.shape != (len(prompts),):
-        raise UserError(
-            f"the reward gave shape {tuple(scores.shape)} for {len(prompts)} images, allowed is one number an image"
-        )
+    scores = one_each(reward(images, tuple(prompts)), len(prompts))
     rated = ~scores.isnan()
     if rated.any() and not scores.requires_grad:
         raise no_gradient()

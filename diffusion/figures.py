@@ -1,5 +1,7 @@
 """Figures of single batches on their way to those of an epoch."""
 
+from collections.abc import Sequence
+
 import torch
 
 from mmrlhf.distributed import extremes, total
@@ -29,3 +31,7 @@ class Figures:
         if "ratio_min" in means:
             means["ratio_min"], means["ratio_max"] = extremes(self.lowest, self.highest)
         return means
+
+    def of_epoch(self, norms: Sequence[float]) -> dict[str, float]:
+        """`means`, and how large the gradients of its updates were; `norms` of at least one."""
+        return self.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}

@@ -55,7 +55,7 @@ def train(
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
-    run = TrainingRun("grpo", config, prompts, policy=policy, several_processes=True)
+    run = TrainingRun("grpo", config, prompts, policy=policy, several_processes=True, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
     for epoch in run.epochs():
@@ -79,11 +79,7 @@ def train(
         line = {"epoch": epoch, "samples": count, "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= run.diversity.figures(rollout)
         line |= group_figures(groups) | figures
-        line = run.record(
-            line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction")
-        )
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction"))
         policy.sampler = many
     return run.close()
 

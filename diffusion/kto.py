@@ -14,26 +14,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion.denoising import denoising_errors, reference_errors
-from diffusion.dpo import kl_at_the_end
 from diffusion.families import Conditions
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import (
     Liking,
     PreferenceConfig,
     check_one_source,
-    encode_once,
     fixed_errors,
     hold_out,
-    identity,
     read_likings,
     validate_preferences,
 )
 from diffusion.preference_losses import diffusion_kto_loss, implicit_rewards
-from diffusion.runs import RunResult, check_folder, settings
-from diffusion.sft import Latents, fit
-from diffusion.training import TrainingRun, load_policy
-from diffusion.tuning_config import MAY_DIFFER, check
+from diffusion.preference_training import prepare, train_on_judged
+from diffusion.runs import RunResult
+from diffusion.sft import Latents
+from diffusion.training import TrainingRun
+from diffusion.tuning_config import check
 from mmrlhf.data import Item
 
 
@@ -64,29 +61,16 @@ def train(config: KTOConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     likings, left_out = read_likings(config)
     trained, held = hold_out(likings, config)
     prompts = list(dict.fromkeys(liking.prompt for liking in trained))
-    told = identity([Item(each.prompt, each.image) for each in likings], [each.liked for each in likings], config)
-    # before the images are encoded, which can take long, and may find one that it cannot read
-    check_folder(config.out, settings(config, prompts) | told, resume=config.resume, may_differ=MAY_DIFFER)
-    policy = load_policy(config)
-    latents = encode_once(policy, [liking.image for liking in likings], config.train_batch_size)
+    items = [Item(each.prompt, each.image) for each in likings]
+    told, policy, latents = prepare(config, prompts, items, [each.liked for each in likings])
     clean = torch.stack([latents[liking.image] for liking in trained])
     liked, texts = torch.tensor([liking.liked for liking in trained]), [liking.prompt for liking in trained]
     validation = (
         HeldOutLikings(policy, torch.stack([latents[each.image] for each in held]), held, config) if held else None
     )
-    run = TrainingRun("kto", config, prompts, identity=told, policy=policy)
-    for epoch in run.epochs():
-        before = run.snapshot()
-        loss = partial(batch_loss, policy, liked, config.beta)
-        rows, generator = torch.arange(len(trained)), seeded(config.seed, epoch)
-        figures = fit(run, clean, texts, rows, loss, generator, epoch)
-        kl = kl_at_the_end(run, epoch, before)
-        line = {"epoch": epoch, "samples": len(trained), "left_out": left_out, "seconds": run.seconds(), "kl": kl}
-        line |= figures | (validation.figures() if validation else {})
-        line = run.record(line, {}, ("loss", "implicit_accuracy", "kl"))
-        if on_epoch is not None:
-            on_epoch(line)
-    return run.close()
+    run = TrainingRun("kto", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
+    loss = partial(batch_loss, policy, liked, config.beta)
+    return train_on_judged(run, clean, texts, loss, {"left_out": left_out}, validation)
 
 
 def batch_loss(

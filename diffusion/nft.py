@@ -118,7 +118,7 @@ def train(
     prompts = read_prompts(config.prompts)
     policy = load_policy(config)
     old = OldPolicy(policy)
-    run = TrainingRun("nft", config, prompts, parts={"old": old}, policy=policy)
+    run = TrainingRun("nft", config, prompts, parts={"old": old}, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
@@ -137,9 +137,7 @@ def train(
         old.follow(min(config.old_decay, config.old_decay_growth * epoch))
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= run.diversity.figures(rollout)
-        line = run.record(line | figures, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line | figures, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
     return run.close()
 
 

@@ -58,8 +58,7 @@ def train_on_steps(
                 run.learn(torch.arange(len(rows)), drawn_steps, len(group) * trained, seen, bar)
                 norms.append(run.update(epoch))
                 sizes.append(update_size(run.optimizer))
-    overall = seen.means() | {"advantage_clipped": clipped, "update_size": sum(sizes) / len(sizes)}
-    return overall | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return seen.of_epoch(norms) | {"advantage_clipped": clipped, "update_size": sum(sizes) / len(sizes)}
 
 
 def loss_of(

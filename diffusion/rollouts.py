@@ -1,6 +1,6 @@
 """An epoch's samples: which prompts, what the policy drew for them, what the reward says, and parts of it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -47,8 +47,13 @@ def sample_epoch(
             rollouts.append(select(rollout, torch.arange(len(part))))
             each(rollouts[-1])
             bar.update(len(batch))
-    made = tuple(prompt for rollout in rollouts for prompt in rollout.prompts)
-    return Rollout(made, *(torch.cat(parts) for parts in list(zip(*rollouts, strict=True))[1:]))
+    return joined(rollouts)
+
+
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """The samples of several rollouts as one, in order; at least one rollout."""
+    prompts = tuple(prompt for rollout in rollouts for prompt in rollout.prompts)
+    return Rollout(prompts, *(torch.cat(parts) for parts in list(zip(*rollouts, strict=True))[1:]))
 
 
 def sample_and_rate(
@@ -85,25 +90,23 @@ def own_rows(count: int, batch_size: int) -> Int[Tensor, " n"]:
     return torch.tensor([start + row for start in starts for row in own_part(min(batch_size, count - start))])
 
 
-def rate(
-    reward: Callable[..., Tensor], rollout: Rollout, batch_size: int, count: int | None = None
-) -> Float[Tensor, " count"]:
-    """The reward of each of the epoch's `count` images (None: of those of the rollout), on the CPU."""
-    count = len(rollout.prompts) if count is None else count
-    parts, done = [], 0
-    for start in range(0, count, batch_size):
-        size = min(batch_size, count - start)
-        rows = torch.arange(done, done + len(own_part(size)))
-        done += len(rows)
-        parts.append(gather(judged(reward, select(rollout, rows)).unsqueeze(1), size).squeeze(1))
-    return torch.cat(parts)
+def rate(reward: Callable[..., Tensor], rollout: Rollout, batch_size: int) -> Float[Tensor, " b"]:
+    """The reward of each image of a rollout, so many at a time, on the CPU."""
+    return torch.cat(
+        [judged(reward, select(rollout, rows)) for rows in torch.arange(len(rollout.prompts)).split(batch_size)]
+    )
 
 
 @torch.no_grad()
 def judged(reward: Callable[..., Tensor], rollout: Rollout) -> Float[Tensor, " b"]:
-    """The reward of each image of one batch, on the CPU. UserError where it gives not one number an image."""
+    """The reward of each image of one batch, on the CPU."""
     count = len(rollout.prompts)
-    given = reward(rollout.images, rollout.prompts).detach().float().cpu() if count else torch.zeros(0)
+    given = one_each(reward(rollout.images, rollout.prompts), count) if count else torch.zeros(0)
+    return given.detach().float().cpu()
+
+
+def one_each(given: Tensor, count: int) -> Float[Tensor, " count"]:
+    """What a reward gave for so many images. UserError where that is not one number an image."""
     if given.shape != (count,):
         raise UserError(
             f"the reward gave shape {tuple(given.shape)} for {count} images, allowed is one number an image"

@@ -69,7 +69,7 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
-    run = TrainingRun("rwr", config, prompts)
+    run = TrainingRun("rwr", config, prompts, on_epoch=on_epoch)
     policy = run.policy
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
@@ -89,9 +89,7 @@ def train(
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= run.diversity.figures(rollout)
         line |= {"effective_samples": float(weights.sum().square() / weights.square().sum()), **figures}
-        line = run.record(line, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
     return run.close()
 
 

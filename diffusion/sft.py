@@ -56,7 +56,9 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     validate(config)
     items = read_samples(config.data)
     prompts = [item.prompt for item in items]
-    run = TrainingRun("sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config))
+    run = TrainingRun(
+        "sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config), on_epoch=on_epoch
+    )
     clean = encode_files(run.policy, [item.image for item in items], config.train_batch_size)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
@@ -65,9 +67,7 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
         figures = fit(run, clean, prompts, torch.arange(len(items)), partial(plain_loss, run.policy), generator, epoch)
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(items), "seconds": run.seconds(), "kl": kl, **figures}
-        line = run.record(line, {}, ("loss", "kl"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, {}, ("loss", "kl"))
     return run.close()
 
 
@@ -146,7 +146,7 @@ def fit(
                     loss_of = partial(some_of, batch_loss, rows, samples, noise, times, conditions)
                     run.learn(torch.arange(len(rows)), loss_of, len(group), seen, bar)
                 norms.append(run.update(epoch))
-    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return seen.of_epoch(norms)
 
 
 def some_of(

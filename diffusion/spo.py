@@ -57,7 +57,7 @@ def train(
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
     window = window_steps(config.window, len(policy.sampler.timesteps), policy.sampler.gaussian_steps())
-    run = TrainingRun("spo", config, prompts, policy=policy)
+    run = TrainingRun("spo", config, prompts, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     judge = after_step(reward) if step_reward is None else step_reward
     for epoch in run.epochs():
@@ -75,9 +75,7 @@ def train(
         run.hold_to_budget(measured, before)
         line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= {"pairs": decided, "ties": pairs.decided.numel() - decided, "spread": spread(pairs), **figures}
-        line = run.record(line, {} if decided else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
-        if on_epoch is not None:
-            on_epoch(line)
+        run.record(line, {} if decided else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
     return run.close()
 
 
@@ -117,7 +115,7 @@ def improve(
 
                 run.learn(torch.arange(len(rows)), loss_of, len(rows), seen, bar)
                 norms.append(run.update(epoch))
-    return seen.means() | {"grad_norm": sum(norms) / len(norms), "updates": len(norms)}
+    return seen.of_epoch(norms)
 
 
 def step_loss(

@@ -13,9 +13,10 @@ from diffusion.ddim import gaussian_log_prob
 from diffusion.families import Conditions
 from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import joined
 from diffusion.sampling import column
 from diffusion.spo_config import SPOConfig
-from diffusion.step_rewards import StepReward, noise_levels, one_each, predict_clean
+from diffusion.step_rewards import StepReward, noise_levels, predict_clean, values_of
 from mmrlhf.types import Rollout
 
 Pictures = Float[Tensor, "b 3 height width"]
@@ -60,8 +61,7 @@ def sample_paths_of_epoch(
             rollouts.append(rollout)
             pairs.append(compared)
             bar.update(len(batch))
-    joined = Rollout(tuple(prompts), *(torch.cat(parts) for parts in list(zip(*rollouts, strict=True))[1:]))
-    return joined, StepPairs(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+    return joined(rollouts), StepPairs(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def foresee_and_judge(
     """`foresee` for latents after step `number`, and the reward of the step to them."""
     output, after = foresee(policy, context, number + 1, latents)
     step = policy.sampler.timesteps[number].to(policy.device).expand(len(latents))
-    return output, after, one_each(judge(before, after, noise_levels(policy, step), prompts), after)
+    return output, after, values_of(judge(before, after, noise_levels(policy, step), prompts), after)
 
 
 def draw_candidates(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion.families import Conditions
 from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import one_each
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.segments.head import Pooling
 from mmrlhf.rewards.segments.reward import SegmentReward
@@ -52,13 +53,9 @@ def image_at(policy: DiffusionPolicy, rollout: Rollout, step: int) -> Images:
     return policy.decode(predict_clean(policy, rollout.latents[:, step], rollout.timesteps[:, step], context)[1])
 
 
-def one_each(given: Tensor, images: Images) -> Float[Tensor, " b"]:
+def values_of(given: Tensor, images: Images) -> Float[Tensor, " b"]:
     """What a reward gave for some images, on their device. UserError where that is not one number an image."""
-    if given.shape != (len(images),):
-        raise UserError(
-            f"the reward gave shape {tuple(given.shape)} for {len(images)} images, allowed is one number an image"
-        )
-    return given.detach().float().to(images.device)
+    return one_each(given, len(images)).detach().float().to(images.device)
 
 
 @torch.no_grad()
@@ -77,7 +74,7 @@ def window_rewards(
     values = dict[int, Tensor]()
     for end in ends:
         images = image_at(policy, rollout, end)
-        values[end] = one_each(reward(images, rollout.prompts), images)
+        values[end] = values_of(reward(images, rollout.prompts), images)
     return torch.stack([values[end] - values[start] for start, end in windows], dim=1)
 
 

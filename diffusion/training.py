@@ -56,12 +56,14 @@ class TrainingRun:
         identity: Mapping[str, Any] | None = None,
         policy: DiffusionPolicy | None = None,
         several_processes: bool = False,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Take up the last checkpoint, or start. `identity` tells runs apart beside the config.
+        """Take up the last checkpoint, or start. `identity` tells runs apart beside the config; `on_epoch` gets each line.
 
         UserError for a folder of another run, or for several processes where the method does not say that it can use them.
         """
         self.name, self.config, self.prompts, self.parts = name, config, list(prompts), dict(parts or {})
+        self.on_epoch = on_epoch
         wanted = settings(config, prompts) | dict(identity or {})
         distributed.join()
         if distributed.size() > 1 and not several_processes:
@@ -187,7 +189,7 @@ class TrainingRun:
         self.average.follow()
         return float(norm)
 
-    def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> dict[str, Any]:
+    def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> None:
         """Keep an epoch's figures, and the state; `problems` are told when they first show, `shown` figures on the bar."""
         known = {name for earlier in self.metrics for name in earlier["problems"]}
         for name in sorted(problems.keys() - known) if distributed.is_main_process() else ():
@@ -195,14 +197,14 @@ class TrainingRun:
         line = line | {"problems": sorted(problems)}
         self.metrics.append(line)
         done = len(self.metrics)
-        if not distributed.is_main_process():
-            return line
-        if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
-            self.save()
-        write_metrics(self.config.out, self.metrics)
-        log_figures(self.trackers, line)
-        self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
-        return line
+        if distributed.is_main_process():
+            if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
+                self.save()
+            write_metrics(self.config.out, self.metrics)
+            log_figures(self.trackers, line)
+            self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
+        if self.on_epoch is not None:
+            self.on_epoch(line)
 
     def seconds(self) -> float:
         """Since the epoch began."""

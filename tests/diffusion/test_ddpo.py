@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,22 +22,9 @@ from diffusion.training import TrainingRun, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
+from tests.diffusion.helpers import Brightness, timeless, trained_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ddpo"
-
-
-class Brightness:
-    """Mean of all pixels; `change(score, calls)` may spoil it."""
-
-    differentiable = True
-
-    def __init__(self, change: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
-        self.change, self.calls = change, 0
-
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        self.calls += 1
-        score = images.mean(dim=(1, 2, 3))
-        return score if self.change is None else self.change(score, self.calls)
 
 
 @pytest.fixture
@@ -50,14 +36,6 @@ def config(model: Path, tmp_path: Path) -> DDPOConfig:
         sample_batch_size=4, train_batch_size=2, num_steps=3, guidance_scale=1.0, lora_rank=2, learning_rate=1e-2,
         clip_range=1e-2, kl_samples=2, images_every=0, device="cpu",
     )  # fmt: skip
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
 
 
 @pytest.mark.parametrize("baseline", ["prompt", pytest.param("value", marks=pytest.mark.slow)])
@@ -134,8 +112,8 @@ def test_killed_and_resumed_is_never_killed(
     resumed = train(replace(again, resume=True), reward=Brightness())
     assert timeless(resumed.metrics) == timeless(whole.metrics)
     assert len((again.out / "metrics.jsonl").read_text().splitlines()) == epochs
-    ended = weights(again.out)
-    assert all(weight.equal(ended[name]) for name, weight in weights(config.out).items())
+    ended = trained_weights(again.out)
+    assert all(weight.equal(ended[name]) for name, weight in trained_weights(config.out).items())
     states = [torch.load(out / "checkpoint.pt", weights_only=True)["value"] for out in (config.out, again.out)]
     torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
     assert bool(states[0]) == (baseline == "value")
@@ -173,9 +151,9 @@ def test_the_size_of_updates_grows_with_the_learning_rate(config: DDPOConfig, tm
 
 def test_resuming_a_finished_run_changes_nothing_and_more_epochs_go_on(config: DDPOConfig) -> None:
     first = train(replace(config, epochs=2), reward=Brightness())
-    before = weights(config.out)
+    before = trained_weights(config.out)
     assert train(replace(config, epochs=2, resume=True), reward=Brightness()).metrics == first.metrics
-    after = weights(config.out)
+    after = trained_weights(config.out)
     assert all(weight.equal(before[name]) for name, weight in after.items())
     assert train(replace(config, resume=True), reward=Brightness()).metrics[:2] == first.metrics
 
@@ -278,7 +256,7 @@ def test_the_kl_budget_stops_and_takes_the_last_update_back(config: DDPOConfig) 
     result = train(config, reward=Brightness())
     assert len(result.metrics) == 1 and "over the budget" in result.stopped
     start = {name: weight for name, weight in load_policy(config).state_dict().items()}
-    assert all(weight.equal(start[name]) for name, weight in weights(config.out).items())
+    assert all(weight.equal(start[name]) for name, weight in trained_weights(config.out).items())
 
 
 def test_a_run_that_its_budget_stopped_stays_stopped(config: DDPOConfig) -> None:
@@ -517,6 +495,6 @@ def test_two_processes_give_the_weights_of_one(
     for mine, theirs in zip(timeless(one.metrics), timeless(two), strict=True):
         assert mine.pop("problems") == theirs.pop("problems")
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
-    for name, weight in weights(config.out).items():
-        torch.testing.assert_close(weight, weights(tmp_path / "two")[name], atol=1e-4, rtol=1e-2, msg=name)
+    for name, weight in trained_weights(config.out).items():
+        torch.testing.assert_close(weight, trained_weights(tmp_path / "two")[name], atol=1e-4, rtol=1e-2, msg=name)
     assert (tmp_path / "two" / "samples" / "epoch-0002.png").is_file()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion import dpo
+from diffusion import preference_training
 from diffusion.dpo import DPOConfig, batch_loss, train, validate
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
@@ -20,8 +20,9 @@ from mmrlhf.data import Pair, read_pairs, write_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.store import Preference, Store
+from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb
-from tests.diffusion.test_preference_data import bright_and_dark, faithful, timeless, trained_weights
+from tests.diffusion.test_preference_data import bright_and_dark, faithful
 from tests.small_flow_models import small_pipeline
 from tests.small_models import small_stable_diffusion
 
@@ -165,7 +166,7 @@ def test_a_broken_image_leaves_no_folder_and_a_used_folder_is_refused_first(
         raise AssertionError("nothing may be encoded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpo, "encode_once", unwanted)
+        patch.setattr(preference_training, "encode_once", unwanted)
         with pytest.raises(UserError, match="already holds files: .*--resume"):
             train(config)
     (config.out.parent / "dark3.png").write_bytes(b"no image")

@@ -1,6 +1,5 @@
 """The gradients are those of plain backpropagation; the trainer learns, resumes as if never killed, and refuses in one line."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,12 @@ from diffusion.policy import DiffusionPolicy
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "draft"
 METHODS = ("draft-k", *(pytest.param(name, marks=pytest.mark.slow) for name in ("draft-lv", "alignprop", "refl")))
 PROMPTS = ["a cat", "a dog"]
-
-
-class Brightness:
-    """Mean of all pixels; `change(score, calls)` may spoil it."""
-
-    differentiable = True
-
-    def __init__(self, change: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
-        self.change, self.calls = change, 0
-
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        self.calls += 1
-        brightness = images.mean(dim=(1, 2, 3))
-        return brightness if self.change is None else self.change(brightness, self.calls)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +39,6 @@ def config(model: Path, tmp_path: Path) -> DRaFTConfig:
         train_batch_size=2, gradient_accumulation=2, num_steps=4, guidance_scale=1.0, lora_rank=2, learning_rate=1e-2,
         kl_samples=2, images_every=0, device="cpu", size=64,
     )  # fmt: skip
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
 
 
 def disturbed(config: DRaFTConfig) -> DiffusionPolicy:
@@ -217,7 +195,7 @@ def check_learning(config: DRaFTConfig) -> None:
     )
     metrics = train(config, reward=Brightness()).metrics
     before, after = load_policy(config), load_policy(config)
-    after.load_state_dict(weights(config.out))
+    after.load_state_dict(trained_weights(config.out))
     prompts = PROMPTS * 4
     dark, bright = (
         Brightness()(generate_images(policy, prompts, seed=9, batch_size=8), prompts) for policy in (before, after)
@@ -244,8 +222,8 @@ def test_killed_and_resumed_is_never_killed(config: DRaFTConfig, tmp_path: Path,
         train(again, reward=Brightness(kill))
     resumed = train(replace(again, resume=True), reward=Brightness())
     assert timeless(resumed.metrics) == timeless(whole.metrics)
-    ended = weights(again.out)
-    assert all(weight.equal(ended[name]) for name, weight in weights(config.out).items())
+    ended = trained_weights(again.out)
+    assert all(weight.equal(ended[name]) for name, weight in trained_weights(config.out).items())
 
 
 def test_checkpointing_changes_no_gradient(config: DRaFTConfig, tmp_path: Path) -> None:
@@ -287,7 +265,7 @@ def test_abstentions_are_left_out_of_loss_and_gradient(config: DRaFTConfig) -> N
 
     metrics = train(replace(config, epochs=2), reward=Brightness(abstain)).metrics
     assert [line["abstained"] for line in metrics] == [1, 0] and metrics[0]["loss"] < 0 < metrics[0]["grad_norm"]
-    assert all(weight.isfinite().all() for weight in weights(config.out).values())
+    assert all(weight.isfinite().all() for weight in trained_weights(config.out).values())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -304,7 +282,7 @@ def test_the_kl_budget_stops_and_takes_the_last_update_back(config: DRaFTConfig)
     result = train(replace(config, kl_budget=1e-9), reward=Brightness())
     assert len(result.metrics) == 1 and "over the budget" in result.stopped
     start = load_policy(config).state_dict()
-    assert all(weight.equal(start[name]) for name, weight in weights(config.out).items())
+    assert all(weight.equal(start[name]) for name, weight in trained_weights(config.out).items())
 
 
 def test_a_reward_of_another_shape_is_refused(config: DRaFTConfig) -> None:

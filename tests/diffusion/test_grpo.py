@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,26 +32,13 @@ from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.rl import group_advantages, leave_one_out_advantages
 from mmrlhf.types import Rollout
+from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.diffusion.test_policy import disturb
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "grpo"
 NAN = float("nan")
 Change = Callable[[torch.Tensor, int], torch.Tensor]
-
-
-class Brightness:
-    """Mean of all pixels; `change(score, calls)` may spoil it."""
-
-    differentiable = True
-
-    def __init__(self, change: Change | None = None) -> None:
-        self.change, self.calls = change, 0
-
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        self.calls += 1
-        score = images.mean(dim=(1, 2, 3))
-        return score if self.change is None else self.change(score, self.calls)
 
 
 @pytest.fixture
@@ -70,14 +57,6 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "sd3"
     small_pipeline("StableDiffusion3Pipeline", folder)
     return str(folder)
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
 
 
 def test_what_an_epoch_measures(config: GRPOConfig) -> None:
@@ -111,8 +90,8 @@ def test_killed_and_resumed_is_never_killed(config: GRPOConfig, flow: str, tmp_p
         train(again, reward=Brightness(kill))
     resumed = train(replace(again, resume=True), reward=Brightness())
     assert timeless(resumed.metrics) == timeless(whole.metrics) and len(whole.metrics) == 4
-    ended = weights(again.out)
-    assert all(weight.equal(ended[name]) for name, weight in weights(config.out).items())
+    ended = trained_weights(again.out)
+    assert all(weight.equal(ended[name]) for name, weight in trained_weights(config.out).items())
 
 
 def test_pictures_have_more_steps_than_training_and_do_not_change_it(

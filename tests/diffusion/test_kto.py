@@ -15,8 +15,9 @@ from mmrlhf.config import parse
 from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Rating, write_outcomes
+from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb
-from tests.diffusion.test_preference_data import bright_and_dark, faithful, timeless, trained_weights
+from tests.diffusion.test_preference_data import bright_and_dark, faithful
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "kto"

@@ -12,6 +12,7 @@ from diffusion.nft import NFTConfig, OldPolicy, nft_loss, optimality_of, train, 
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from tests.diffusion.helpers import timeless
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "nft"
@@ -39,10 +40,6 @@ def config(model: Path, tmp_path: Path) -> NFTConfig:
         samples_per_prompt=4, sample_batch_size=8, train_batch_size=4, num_steps=3, lora_rank=2, learning_rate=1e-2,
         old_decay_growth=0.2, kl_samples=2, images_every=0, device="cpu",
     )  # fmt: skip
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
 
 
 @pytest.mark.slow

@@ -58,17 +58,6 @@ def faithful(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DiffusionPolicy, "encode_images", encode)
 
 
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics without the one that no two runs share."""
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
-
-
-def trained_weights(out: Path) -> dict[str, torch.Tensor]:
-    """Those of a run's checkpoint."""
-    weights: dict[str, torch.Tensor] = torch.load(out / "checkpoint.pt", weights_only=True)["policy"]
-    return weights
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     """Four images that differ, of two sizes."""

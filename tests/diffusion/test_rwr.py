@@ -11,6 +11,7 @@ import torch
 from diffusion.rwr import RWRConfig, best_weights, softmax_weights, train, validate, weighted_loss
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from tests.diffusion.helpers import timeless
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rwr"
@@ -38,10 +39,6 @@ def config(model: Path, tmp_path: Path) -> RWRConfig:
         samples_per_prompt=4, sample_batch_size=8, train_batch_size=4, num_steps=3, guidance_scale=1.0, lora_rank=2,
         learning_rate=1e-2, temperature=0.01, kl_samples=2, images_every=0, device="cpu",
     )  # fmt: skip
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
 
 
 @pytest.mark.slow

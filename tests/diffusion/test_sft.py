@@ -16,6 +16,7 @@ from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.images import save_image
+from tests.diffusion.helpers import timeless
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sft"
@@ -35,10 +36,6 @@ def config(model: Path, tmp_path: Path) -> SFTConfig:
         model=str(model), data=tmp_path / "pairs.jsonl", out=tmp_path / "run", epochs=3, train_batch_size=2, num_steps=3,
         guidance_scale=1.0, lora_rank=2, learning_rate=1e-2, kl_samples=2, images_every=0, device="cpu",
     )  # fmt: skip
-
-
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
 
 
 @pytest.mark.slow

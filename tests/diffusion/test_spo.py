@@ -1,6 +1,6 @@
 """Step-by-step preference optimization learns what its reward prefers, resumes as if never killed, and fits every family."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,14 @@ from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.rules.simple import Brightness
+from tests.diffusion.helpers import Brightness as Counted
+from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb
-from tests.diffusion.test_preference_data import faithful, timeless, trained_weights
+from tests.diffusion.test_preference_data import faithful
 from tests.small_flow_models import small_pipeline
 from tests.small_models import small_stable_diffusion
 
 NAN = float("nan")
-
-
-class Counted:
-    """Mean of all pixels; `change(score, calls)` may spoil it."""
-
-    def __init__(self, change: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
-        self.change, self.calls = change, 0
-
-    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        self.calls += 1
-        score = images.mean(dim=(1, 2, 3))
-        return score if self.change is None else self.change(score, self.calls)
 
 
 @pytest.fixture
