@@ -58,7 +58,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
         wait_for_turn()
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        stack.enter_context(patch.object(training.TrainingRun, "kl", lambda run, rollout: 0.0))
+        stack.enter_context(patch.object(ddpo, "path_kl", lambda policy, rollout: 0.0))
         stack.enter_context(patch.object(training, "load_policy", load_and_describe))
         stack.enter_context(patch.object(rollouts, "sample_epoch", meter.timed("sampling", rollouts.sample_epoch)))
         stack.enter_context(patch.object(ddpo, "improve", meter.timed("training", ddpo.improve)))

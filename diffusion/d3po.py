@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from diffusion.ddpo import check_has_noise
 from diffusion.dpo import DPOConfig
-from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
 from diffusion.rollouts import check_numbers, draw_prompts, joined, rate, reward_figures, select, single_steps
-from diffusion.runs import RunResult
-from diffusion.training import Loss, TrainingRun, load_policy, load_reward
+from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
+from mmrlhf.figures import Figures
+from mmrlhf.runs import RunResult
+from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 NOTHING_TRAINED = {"loss": 0.0, "implicit_accuracy": 0.5, "implicit_margin": 0.0, "grad_norm": 0.0, "updates": 0}
@@ -50,7 +51,7 @@ def train(
     prompts = read_prompts(config.prompts)
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
-    run = TrainingRun("d3po", config, prompts, policy=policy, on_epoch=on_epoch)
+    run = begin("d3po", config, prompts, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
@@ -60,9 +61,9 @@ def train(
         check_numbers(run, rollout, rewards, epoch)
         winners, losers = ranked(rewards)
         measured = select(rollout, torch.arange(min(config.kl_samples, len(rewards))))
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(policy, measured), run.snapshot()
         figures = improve(run, rollout, winners, losers, config, generator, epoch) if len(winners) else NOTHING_TRAINED
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= {"pairs": len(winners), "ties": config.pairs_per_epoch - len(winners), **figures}
         run.record(line, {} if len(winners) else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
@@ -91,7 +92,7 @@ def ranked(rewards: Float[Tensor, " two_n"]) -> tuple[Int[Tensor, " pairs"], Int
 
 
 def improve(
-    run: TrainingRun,
+    run: Run,
     rollout: Rollout,
     winners: Int[Tensor, " pairs"],
     losers: Int[Tensor, " pairs"],

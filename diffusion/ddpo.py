@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.diagnosis import diagnose
+from diffusion.diversity import DiversityWatch
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.policy_gradient import train_on_steps
@@ -26,12 +27,13 @@ from diffusion.rollouts import (
     sample_and_rate,
     select,
 )
-from diffusion.runs import RunResult
-from diffusion.training import Loss, Stateful, TrainingRun, load_reward
+from diffusion.training import Run, begin, hold_to_budget, load_reward, path_kl
 from diffusion.value import ValueBaseline
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
+from mmrlhf.runs import RunResult
+from mmrlhf.training import Loss, Stateful
 from mmrlhf.types import Rollout
 
 
@@ -55,9 +57,10 @@ def train(
         epochs=config.value_epochs, decay=config.value_lambda,
     )  # fmt: skip
     parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
-    run = TrainingRun("ddpo", config, prompts, parts=parts, several_processes=True, on_epoch=on_epoch)
+    run = begin("ddpo", config, prompts, parts=parts, several_processes=True, on_epoch=on_epoch)
     check_has_noise(run.policy, config.num_steps)
     reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder, run.policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
@@ -71,11 +74,11 @@ def train(
         else:
             advantages = statistics.advantages(chosen, rewards).unsqueeze(1).expand(-1, rollout.log_probs.shape[1])
         measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(run.policy, measured), run.snapshot()
         figures = improve(run, rollout, rows, advantages, config, generator, epoch)
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line |= run.diversity.figures(rollout) | figures | fitted
+        line |= diversity.figures(rollout) | figures | fitted
         run.record(line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction"))
     return run.close()
 
@@ -87,7 +90,7 @@ def check_has_noise(policy: DiffusionPolicy, num_steps: int) -> None:
 
 
 def improve(
-    run: TrainingRun,
+    run: Run,
     rollout: Rollout,
     drawn: Int[Tensor, " n"],
     advantages: Float[Tensor, "b t"],

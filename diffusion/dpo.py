@@ -29,11 +29,12 @@ from diffusion.preference_data import (
 )
 from diffusion.preference_losses import diffusion_dpo_loss, implicit_rewards
 from diffusion.preference_training import prepare, train_on_judged
-from diffusion.runs import RunResult
-from diffusion.training import TrainingRun
-from diffusion.tuning_config import check, validate_tuning
+from diffusion.training import begin
+from diffusion.tuning_config import validate_tuning
+from mmrlhf.config import check
 from mmrlhf.data import Item
 from mmrlhf.errors import UserError
+from mmrlhf.runs import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def train(
     told, policy, latents = prepare(config, prompts, items, [pair.label_0 for pair in pairs])
     data = encode_pairs(latents, trained)
     validation = HeldOutPairs(policy, encode_pairs(latents, held), config) if held else None
-    run = TrainingRun("dpo", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
+    run = begin("dpo", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
     loss = partial(batch_loss, policy, data, config.beta)
     return train_on_judged(run, data.winners, data.prompts, loss, {"ties": ties}, validation)
 

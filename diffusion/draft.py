@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from diffusion.draft_config import DRaFTConfig, validate
 from diffusion.families import Conditions
-from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import draw_prompts, one_each, reward_figures
-from diffusion.runs import RunResult
 from diffusion.sampling import Sampler, column
-from diffusion.training import TrainingRun, load_reward
+from diffusion.training import Run, begin, hold_to_budget, load_reward, path_kl
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
+from mmrlhf.figures import Figures
+from mmrlhf.runs import RunResult
 
 Latents = Float[Tensor, "b c h w"]
 LATE_SHARE = 0.25  # ReFL stops in the last 10 of 40 steps
@@ -46,17 +46,17 @@ def train(
     prompts = read_prompts(config.prompts)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     check_differentiable(reward, config.reward)
-    run = TrainingRun("draft", config, prompts, on_epoch=on_epoch)
+    run = begin("draft", config, prompts, on_epoch=on_epoch)
     noisy = run.policy.family.sampler(max(2, config.num_steps), config.eta or 1.0, run.policy.latent_shape)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, 1, generator)
         with sampling_with(run.policy, noisy):  # steps without noise have no KL
             measured = run.policy.sample(chosen[: config.kl_samples], seeded(config.seed, epoch, 1))
-            kl, before = run.kl(measured), run.snapshot()
+            kl, before = path_kl(run.policy, measured), run.snapshot()
         rewards, figures = improve(run, reward, chosen, config, generator, epoch)
         with sampling_with(run.policy, noisy):
-            run.hold_to_budget(measured, before)
+            hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
     return run.close()
@@ -82,7 +82,7 @@ def sampling_with(policy: DiffusionPolicy, sampler: Sampler) -> Iterator[None]:
 
 
 def improve(
-    run: TrainingRun,
+    run: Run,
     reward: Callable[..., Tensor],
     prompts: Sequence[str],
     config: DRaFTConfig,

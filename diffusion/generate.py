@@ -14,11 +14,11 @@ from tqdm import tqdm
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import tell_of_cut_prompts
-from diffusion.runs import METRICS, check_folder, claim_folder, settings
 from mmrlhf.config import check_seed
 from mmrlhf.data import read_prompts, write_text
 from mmrlhf.errors import UserError
 from mmrlhf.images import to_pil
+from mmrlhf.runs import METRICS, check_folder, claim_folder, settings
 from mmrlhf.types import Images
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo import check_has_noise
 from diffusion.diagnosis import SMALL_SPREAD, diagnose
+from diffusion.diversity import DiversityWatch
 from diffusion.flow_sde import FlowCoefficients
 from diffusion.grpo_config import GRPOConfig, validate
 from diffusion.noise import seeded
@@ -27,12 +28,13 @@ from diffusion.rollouts import (
     sample_epoch,
     select,
 )
-from diffusion.runs import RunResult
 from diffusion.sampling import Sampler
-from diffusion.training import Loss, TrainingRun, load_policy, load_reward
+from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.rl import clipped_surrogate, group_advantages, leave_one_out_advantages
+from mmrlhf.runs import RunResult
+from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 ALGORITHMS = {"grpo": group_advantages, "rloo": leave_one_out_advantages}
@@ -55,9 +57,10 @@ def train(
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
-    run = TrainingRun("grpo", config, prompts, policy=policy, several_processes=True, on_epoch=on_epoch)
+    run = begin("grpo", config, prompts, policy=policy, several_processes=True, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
+    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         policy.sampler = few
         generator = seeded(config.seed, epoch)
@@ -73,11 +76,11 @@ def train(
         if config.window:  # the rollout knows of the window's steps only
             other = seeded(config.seed, epoch, 1)
             measured = sample_epoch(policy, chosen[: config.kl_samples], config.sample_batch_size, other)
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(policy, measured), run.snapshot()
         figures = improve(run, rollout, rows, advantages, config, generator, epoch)
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": count, "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line |= run.diversity.figures(rollout)
+        line |= diversity.figures(rollout)
         line |= group_figures(groups) | figures
         run.record(line, diagnose([*run.metrics, line], config.clip_range), ("reward_mean", "kl", "clip_fraction"))
         policy.sampler = many
@@ -140,7 +143,7 @@ def group_figures(rewards: Float[Tensor, "g n"]) -> dict[str, float]:
 
 
 def improve(
-    run: TrainingRun,
+    run: Run,
     rollout: Rollout,
     drawn: Int[Tensor, " n"],
     advantages: Float[Tensor, " b"],

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.tuning_config import TuningConfig, check, validate_tuning
+from diffusion.tuning_config import TuningConfig, validate_tuning
+from mmrlhf.config import check
 
 
 @dataclass(frozen=True, kw_only=True)

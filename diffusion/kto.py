@@ -27,11 +27,11 @@ from diffusion.preference_data import (
 )
 from diffusion.preference_losses import diffusion_kto_loss, implicit_rewards
 from diffusion.preference_training import prepare, train_on_judged
-from diffusion.runs import RunResult
 from diffusion.sft import Latents
-from diffusion.training import TrainingRun
-from diffusion.tuning_config import check
+from diffusion.training import begin
+from mmrlhf.config import check
 from mmrlhf.data import Item
+from mmrlhf.runs import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def train(config: KTOConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     validation = (
         HeldOutLikings(policy, torch.stack([latents[each.image] for each in held]), held, config) if held else None
     )
-    run = TrainingRun("kto", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
+    run = begin("kto", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
     loss = partial(batch_loss, policy, liked, config.beta)
     return train_on_judged(run, clean, texts, loss, {"left_out": left_out}, validation)
 

@@ -15,15 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion.diagnosis import diagnose_samples
+from diffusion.diversity import DiversityWatch
 from diffusion.families import Conditions
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
-from diffusion.runs import RunResult
 from diffusion.sft import Latents, fit, kl_paths
-from diffusion.training import TrainingRun, load_policy, load_reward
-from diffusion.tuning_config import TuningConfig, check, validate_tuning
+from diffusion.training import begin, hold_to_budget, load_policy, load_reward, path_kl
+from diffusion.tuning_config import TuningConfig, validate_tuning
+from mmrlhf.config import check
 from mmrlhf.data import read_prompts
+from mmrlhf.runs import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,9 @@ def train(
     prompts = read_prompts(config.prompts)
     policy = load_policy(config)
     old = OldPolicy(policy)
-    run = TrainingRun("nft", config, prompts, parts={"old": old}, policy=policy, on_epoch=on_epoch)
+    run = begin("nft", config, prompts, parts={"old": old}, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
@@ -128,15 +131,15 @@ def train(
         check_numbers(run, rollout, rewards, epoch)
         optimality = optimality_of(rewards, chosen, config.reward_scale)
         measured = kl_paths(policy, config, chosen, epoch)
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(policy, measured), run.snapshot()
         loss = partial(batch_loss, policy, old, optimality, config.strength)
         figures = fit(
             run, rollout.clean, chosen, torch.arange(len(chosen)), loss, generator, epoch, config.inner_epochs
         )
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         old.follow(min(config.old_decay, config.old_decay_growth * epoch))
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line |= run.diversity.figures(rollout)
+        line |= diversity.figures(rollout)
         run.record(line | figures, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
     return run.close()
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.diagnosis import update_size
-from diffusion.figures import Figures
 from diffusion.rollouts import cut, single_steps
-from diffusion.training import Loss, TrainingRun
+from diffusion.training import Run
 from mmrlhf.distributed import is_main_process
+from mmrlhf.figures import Figures
+from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 StepLoss = Callable[[Rollout, Float[Tensor, "n 1"]], Loss]
@@ -20,7 +21,7 @@ StepLoss = Callable[[Rollout, Float[Tensor, "n 1"]], Loss]
 
 
 def train_on_steps(
-    run: TrainingRun,
+    run: Run,
     rollout: Rollout,
     drawn: Int[Tensor, " n"],
     advantages: Float[Tensor, "b t"],

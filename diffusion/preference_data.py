@@ -16,7 +16,8 @@ from diffusion.denoising import denoising_errors
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.sft import Latents, digest, encode_files
-from diffusion.tuning_config import TuningConfig, check, validate_tuning
+from diffusion.tuning_config import TuningConfig, validate_tuning
+from mmrlhf.config import check
 from mmrlhf.data import Item, Pair, read_pairs, split_by_prompt
 from mmrlhf.datasets.export import answers
 from mmrlhf.errors import UserError

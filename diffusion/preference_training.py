@@ -10,11 +10,11 @@ from torch import Tensor
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import PreferenceConfig, encode_once, identity
-from diffusion.runs import RunResult, check_folder, settings
 from diffusion.sft import BatchLoss, Latents, fit, kl_paths
-from diffusion.training import TrainingRun, load_policy
+from diffusion.training import Run, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import MAY_DIFFER
 from mmrlhf.data import Item
+from mmrlhf.runs import RunResult, check_folder, settings
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ def prepare(
 
 
 def train_on_judged(
-    run: TrainingRun,
+    run: Run,
     clean: Latents,
     prompts: Sequence[str],
     loss: BatchLoss,
@@ -46,19 +46,20 @@ def train_on_judged(
     validation: Validation | None,
 ) -> RunResult:
     """All epochs of a run on these latents; `left_out` goes into each line of metrics as it is."""
+    asked = list(dict.fromkeys(prompts))
     for epoch in run.epochs():
         before = run.snapshot()
         rows, generator = torch.arange(len(clean)), seeded(run.config.seed, epoch)
         figures = fit(run, clean, prompts, rows, loss, generator, epoch)
-        kl = kl_at_the_end(run, epoch, before)
+        kl = kl_at_the_end(run, asked, epoch, before)
         line = {"epoch": epoch, "samples": len(clean), **left_out, "seconds": run.seconds(), "kl": kl, **figures}
         line |= validation.figures() if validation else {}
         run.record(line, {}, ("loss", "implicit_accuracy", "kl"))
     return run.close()
 
 
-def kl_at_the_end(run: TrainingRun, epoch: int, before: list[Any]) -> float:
+def kl_at_the_end(run: Run, prompts: Sequence[str], epoch: int, before: list[Any]) -> float:
     """The KL to the start on paths of the policy as it is after the epoch; over the budget, its updates are taken back."""
-    measured = kl_paths(run.policy, run.config, run.prompts, epoch)
-    run.hold_to_budget(measured, before)
-    return run.kl(kl_paths(run.policy, run.config, run.prompts, epoch) if run.stopped else measured)
+    measured = kl_paths(run.policy, run.config, prompts, epoch)
+    hold_to_budget(run, measured, before)
+    return path_kl(run.policy, kl_paths(run.policy, run.config, prompts, epoch) if run.stopped else measured)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from diffusion.noise import PartOf
 from diffusion.policy import DiffusionPolicy
-from diffusion.training import TrainingRun
+from diffusion.training import Run
 from mmrlhf.distributed import gather, is_main_process, own_part
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
@@ -130,7 +130,7 @@ def single_steps(rollout: Rollout, rows: Int[Tensor, " n"], columns: Int[Tensor,
     return Rollout(prompts, *states, times, log_probs, images, rollout.clean[row])
 
 
-def check_numbers(run: TrainingRun, rollout: Rollout, rewards: Float[Tensor, " b"], epoch: int) -> None:
+def check_numbers(run: Run, rollout: Rollout, rewards: Float[Tensor, " b"], epoch: int) -> None:
     """UserError where an image is not a number, a reward is infinite, or most are NaN; a few NaN are abstentions."""
     if not rollout.images.isfinite().all():
         raise run.not_a_number("a generated image", epoch, "lower --learning-rate")

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from diffusion.denoising import denoising_errors
 from diffusion.diagnosis import diagnose_samples
+from diffusion.diversity import DiversityWatch
 from diffusion.families import Conditions
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
-from diffusion.runs import RunResult
 from diffusion.sft import fit, kl_paths
-from diffusion.training import TrainingRun, load_reward
-from diffusion.tuning_config import TuningConfig, check, validate_tuning
+from diffusion.training import begin, hold_to_budget, load_reward, path_kl
+from diffusion.tuning_config import TuningConfig, validate_tuning
+from mmrlhf.config import check
 from mmrlhf.data import read_prompts
+from mmrlhf.runs import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,10 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
-    run = TrainingRun("rwr", config, prompts, on_epoch=on_epoch)
+    run = begin("rwr", config, prompts, on_epoch=on_epoch)
     policy = run.policy
     reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)
@@ -81,13 +84,13 @@ def train(
             best_weights(rewards, chosen, config.top) if config.top else softmax_weights(rewards, config.temperature)
         )
         measured = kl_paths(policy, config, chosen, epoch)
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(policy, measured), run.snapshot()
         loss = partial(batch_loss, policy, weights)
         kept = weights.nonzero().flatten()
         figures = fit(run, rollout.clean, chosen, kept, loss, generator, epoch, config.inner_epochs)
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line |= run.diversity.figures(rollout)
+        line |= diversity.figures(rollout)
         line |= {"effective_samples": float(weights.sum().square() / weights.square().sum()), **figures}
         run.record(line, diagnose_samples([*run.metrics, line]), ("reward_mean", "kl", "loss"))
     return run.close()

@@ -15,15 +15,16 @@ from tqdm import tqdm
 from diffusion.denoising import denoising_errors
 from diffusion.draft import sampling_with
 from diffusion.families import Conditions
-from diffusion.figures import Figures
 from diffusion.noise import gaussian, seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.runs import RunResult
-from diffusion.training import Loss, TrainingRun, load_policy
+from diffusion.training import Run, begin, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.data import Item, read_items, read_pairs, read_text
 from mmrlhf.errors import UserError
+from mmrlhf.figures import Figures
 from mmrlhf.images import load_images
+from mmrlhf.runs import RunResult
+from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]
@@ -56,16 +57,16 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     validate(config)
     items = read_samples(config.data)
     prompts = [item.prompt for item in items]
-    run = TrainingRun(
+    run = begin(
         "sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config), on_epoch=on_epoch
     )
     clean = encode_files(run.policy, [item.image for item in items], config.train_batch_size)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         measured = kl_paths(run.policy, config, prompts, epoch)
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(run.policy, measured), run.snapshot()
         figures = fit(run, clean, prompts, torch.arange(len(items)), partial(plain_loss, run.policy), generator, epoch)
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(items), "seconds": run.seconds(), "kl": kl, **figures}
         run.record(line, {}, ("loss", "kl"))
     return run.close()
@@ -122,7 +123,7 @@ def kl_paths(policy: DiffusionPolicy, config: TuningConfig, prompts: Sequence[st
 
 
 def fit(
-    run: TrainingRun,
+    run: Run,
     clean: Latents,
     prompts: Sequence[str],
     kept: Int[Tensor, " k"],

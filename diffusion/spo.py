@@ -17,17 +17,18 @@ from tqdm import tqdm
 from diffusion.d3po import NOTHING_TRAINED
 from diffusion.ddim import gaussian_log_prob
 from diffusion.ddpo import check_has_noise
-from diffusion.figures import Figures
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
 from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, select, single_steps
-from diffusion.runs import RunResult
 from diffusion.spo_config import SPOConfig, validate, window_steps
 from diffusion.spo_paths import StepPairs, best_and_worst, sample_paths_of_epoch
 from diffusion.step_rewards import StepReward, after_step
-from diffusion.training import Loss, TrainingRun, load_policy, load_reward
+from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
+from mmrlhf.figures import Figures
+from mmrlhf.runs import RunResult
+from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 NO_WINNERS = {
@@ -57,7 +58,7 @@ def train(
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
     window = window_steps(config.window, len(policy.sampler.timesteps), policy.sampler.gaussian_steps())
-    run = TrainingRun("spo", config, prompts, policy=policy, on_epoch=on_epoch)
+    run = begin("spo", config, prompts, policy=policy, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     judge = after_step(reward) if step_reward is None else step_reward
     for epoch in run.epochs():
@@ -69,10 +70,10 @@ def train(
         if pairs.scores.isinf().any():
             raise run.not_a_number("the reward of a candidate", epoch, "check what the reward says to blurred pictures")
         measured = select(rollout, torch.arange(min(config.kl_samples, len(rewards))))
-        kl, before = run.kl(measured), run.snapshot()
+        kl, before = path_kl(policy, measured), run.snapshot()
         decided = int(pairs.decided.sum())
         figures = improve(run, rollout, pairs, window, config, generator, epoch) if decided else NOTHING_TRAINED
-        run.hold_to_budget(measured, before)
+        hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= {"pairs": decided, "ties": pairs.decided.numel() - decided, "spread": spread(pairs), **figures}
         run.record(line, {} if decided else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
@@ -88,7 +89,7 @@ def spread(pairs: StepPairs) -> float:
 
 
 def improve(
-    run: TrainingRun,
+    run: Run,
     rollout: Rollout,
     pairs: StepPairs,
     window: range,

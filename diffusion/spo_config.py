@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.tuning_config import TuningConfig, check, validate_tuning
+from diffusion.tuning_config import TuningConfig, validate_tuning
+from mmrlhf.config import check
 from mmrlhf.errors import UserError
 
 

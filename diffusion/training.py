@@ -1,260 +1,86 @@
-"""A fine-tuning run in its folder: what it changes, what was measured, pictures on the way, and how it goes on after a kill."""
+"""A run that fine-tunes a text-to-image model: the core's, with pictures on the way, and the KL of denoising paths."""
 
-import copy
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
-from diffusion.averaging import WeightAverage
-from diffusion.diversity import DiversityWatch
-from diffusion.figures import Figures
 from diffusion.generate import generate_images
 from diffusion.loading import pick_device
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import tell_of_cut_prompts
-from diffusion.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, settings, write_metrics
-from diffusion.tracking import close_trackers, log_figures, log_pictures, open_trackers
 from diffusion.tuning_config import MAY_DIFFER, TuningConfig
 from mmrlhf import distributed
-from mmrlhf.checkpoint import save_checkpoint
-from mmrlhf.errors import UserError
 from mmrlhf.images import grid, save_image
+from mmrlhf.runs import settings
+from mmrlhf.tracking import log_pictures
+from mmrlhf.training import Stateful, TrainingRun, check_run
 from mmrlhf.types import Rollout
 
 GRID_IMAGES = 16
-Loss = tuple[Tensor, dict[str, float]]
-"""A scalar, and what is to be known of it."""
+MEMORY_ADVICE = "add --gradient-checkpointing or --dtype bfloat16, or lower --size"
+GRADIENT_ADVICE = "lower --learning-rate or --guidance-scale"
+Run = TrainingRun[TuningConfig, DiffusionPolicy]
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """Something that a checkpoint keeps."""
+def begin(
+    name: str,
+    config: TuningConfig,
+    prompts: Sequence[str],
+    *,
+    parts: Mapping[str, Stateful] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    policy: DiffusionPolicy | None = None,
+    several_processes: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Take up the last checkpoint, or start. `identity` tells runs apart beside the config; `on_epoch` gets each line.
 
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any) -> Any: ...
-
-
-class TrainingRun:
-    """The policy that learns, its optimizer, and the folder. All randomness follows from the config and the epoch's number.
-
-    `parts` are what else a checkpoint must keep. Use: `for epoch in run.epochs(): … run.record(line)`, then `run.close()`.
+    UserError for a folder of another run (before a model is loaded here), or for several processes where the method does not
+    say that it can use them.
     """
+    wanted = settings(config, prompts) | dict(identity or {})
+    check_run(name, config, wanted, MAY_DIFFER, several_processes=several_processes)
+    run: Run = TrainingRun(
+        name,
+        config,
+        load_policy(config) if policy is None else policy,
+        wanted,
+        may_differ=MAY_DIFFER,
+        parts=parts,
+        several_processes=several_processes,
+        on_epoch=on_epoch,
+        show=lambda epoch: save_samples(run, prompts, epoch),
+        memory_advice=MEMORY_ADVICE,
+        gradient_advice=GRADIENT_ADVICE,
+    )
+    if distributed.is_main_process():
+        tell_of_cut_prompts(run.policy.family, prompts)
+    return run
 
-    def __init__(
-        self,
-        name: str,
-        config: TuningConfig,
-        prompts: Sequence[str],
-        *,
-        parts: Mapping[str, Stateful] | None = None,
-        identity: Mapping[str, Any] | None = None,
-        policy: DiffusionPolicy | None = None,
-        several_processes: bool = False,
-        on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        """Take up the last checkpoint, or start. `identity` tells runs apart beside the config; `on_epoch` gets each line.
 
-        UserError for a folder of another run, or for several processes where the method does not say that it can use them.
-        """
-        self.name, self.config, self.prompts, self.parts = name, config, list(prompts), dict(parts or {})
-        self.on_epoch = on_epoch
-        wanted = settings(config, prompts) | dict(identity or {})
-        distributed.join()
-        if distributed.size() > 1 and not several_processes:
-            raise UserError(
-                f"{name} got {distributed.size()} processes, allowed is 1: start it without accelerate launch or torchrun"
-            )
-        check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER)
-        self.policy = load_policy(config) if policy is None else policy
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4
-        )
-        self.diversity = DiversityWatch(config.embedder, self.policy.device)
-        self.average = WeightAverage(self.policy, config.ema_decay)
-        self.trackers = open_trackers(config.trackers, config.out, wanted)
-        self.at_once = config.micro_batch_size or config.train_batch_size
-        self.metrics: list[dict[str, Any]] = []
-        self.stopped = ""
-        """Why the run ended early, "" where it did not."""
-        self.take_up(read_checkpoint(config.out))
-        distributed.wait()  # until all have looked at the folder: from here on the main process writes into it
-        if distributed.is_main_process():
-            claim_folder(config.out, wanted)
-            write_metrics(config.out, self.metrics)
-            tell_of_cut_prompts(self.policy.family, prompts)
-        self.started = time.monotonic()
-        self.bar: Any = None
+def save_samples(run: Run, prompts: Sequence[str], epoch: int) -> None:
+    """The first prompts with noise that is the same each time, as OUT/samples/epoch-NNNN.png."""
+    config = run.config
+    shown = [prompts[i % len(prompts)] for i in range(GRID_IMAGES)]
+    images = generate_images(run.policy, shown, seed=config.seed, batch_size=config.train_batch_size)
+    save_image(grid(images, columns=8), config.out / "samples" / f"epoch-{epoch:04d}.png")
+    log_pictures(run.trackers, images, epoch)
 
-    def take_up(self, saved: dict[str, Any] | None) -> None:
-        """The state of a checkpoint. A run that its KL budget stopped stays so, unless the budget is higher now or gone."""
-        if saved is None:
-            return
-        self.policy.load_state_dict(saved["policy"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.average.load_state_dict(saved.get("average", {}))
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
-        self.metrics = saved["metrics"]
-        budget, stopped = self.config.kl_budget, saved.get("stopped", "")
-        self.stopped = "" if budget is None or (saved["kl_budget"] and budget > saved["kl_budget"]) else stopped
 
-    def epochs(self) -> Iterator[int]:
-        """The numbers of the epochs to make; pictures are drawn before them."""
-        config, done = self.config, len(self.metrics)
-        self.bar = tqdm(range(done, config.epochs), initial=done, total=config.epochs, desc=self.name, unit="epoch",
-                        disable=not distributed.is_main_process())  # fmt: skip
-        for epoch in self.bar:
-            if self.stopped:
-                break
-            self.save_samples(epoch)
-            self.started = time.monotonic()
-            yield epoch
-        self.bar.close()
+def path_kl(policy: DiffusionPolicy, rollout: Rollout) -> float:
+    """KL of the whole path to the start, nats: the mean over these samples, and those of other processes."""
+    count = len(rollout.prompts)
+    own = count * float(policy.kl_to_reference(rollout)) if count else 0.0
+    summed, samples = distributed.total(torch.tensor([own, count], dtype=torch.float64)).tolist()
+    return summed / samples if samples else 0.0
 
-    def kl(self, rollout: Rollout) -> float:
-        """KL of the whole path to the start, nats: the mean over these samples, and those of other processes."""
-        count = len(rollout.prompts)
-        own = count * float(self.policy.kl_to_reference(rollout)) if count else 0.0
-        summed, samples = distributed.total(torch.tensor([own, count], dtype=torch.float64)).tolist()
-        return summed / samples if samples else 0.0
 
-    def changing(self) -> list[Stateful]:
-        """What an update changes."""
-        return [self.policy, self.optimizer, self.average]
-
-    def snapshot(self) -> list[Any]:
-        """What an update changes, to be put back by `hold_to_budget`; nothing where no budget could ask for it."""
-        if self.config.kl_budget is None:
-            return []
-        return copy.deepcopy([part.state_dict() for part in self.changing()])
-
-    def hold_to_budget(self, rollout: Rollout, before: list[Any]) -> None:
-        """Where the KL on these samples exceeds the budget, take the updates since `before` back and stop."""
-        if self.config.kl_budget is None or (kl := self.kl(rollout)) <= self.config.kl_budget:
-            return
-        for part, state in zip(self.changing(), before, strict=True):
-            part.load_state_dict(state)
-        self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
-
-    def learn(
-        self, places: Int[Tensor, " n"], loss_of: Callable[[Tensor], Loss], whole: int, seen: Figures, bar: Any
-    ) -> None:
-        """Add the gradients of Σ loss / `whole` over `n` places in what an update is made of; `seen` gets the figures,
-        `bar` how many are done.
-
-        `loss_of(places)` is (the mean loss of some of them, figures). At most --micro-batch-size go through the network at once;
-        half as many from then on where the GPU's memory does not suffice, which changes the result by rounding only.
-        """
-        weights, done = self.policy.parameters(), 0
-        while done < len(places):
-            part = places[done : done + self.at_once]
-            try:
-                loss, figures = loss_of(part)
-                gradients = torch.autograd.grad(loss * len(part) / whole, weights, allow_unused=True)
-            except torch.OutOfMemoryError as error:
-                self.halve(len(part), error)
-                continue
-            for weight, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-            seen.add(len(part), figures)
-            bar.update(len(part))
-            done += len(part)
-
-    def halve(self, tried: int, error: Exception) -> None:
-        """So many rows at once did not fit into memory: try half from now on. UserError where it was one."""
-        if tried == 1:
-            raise UserError(
-                "the GPU's memory does not suffice for one sample: add --gradient-checkpointing or --dtype bfloat16, or lower "
-                "--size"
-            ) from error
-        self.at_once = tried // 2
-        tqdm.write(f"{tried} samples at once do not fit into memory: going on with {self.at_once}", file=sys.stderr)
-        torch.cuda.empty_cache()
-
-    def update(self, epoch: int) -> float:
-        """One step of the optimizer on the gradients, summed over processes; their norm. UserError where it is no number."""
-        distributed.sum_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        if not norm.isfinite():
-            raise self.not_a_number("the gradient of the loss", epoch, "lower --learning-rate or --guidance-scale")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.follow()
-        return float(norm)
-
-    def record(self, line: dict[str, Any], problems: Mapping[str, str], shown: Sequence[str]) -> None:
-        """Keep an epoch's figures, and the state; `problems` are told when they first show, `shown` figures on the bar."""
-        known = {name for earlier in self.metrics for name in earlier["problems"]}
-        for name in sorted(problems.keys() - known) if distributed.is_main_process() else ():
-            tqdm.write(f"not learning ({name}) in epoch {line['epoch']}: {problems[name]}", file=sys.stderr)
-        line = line | {"problems": sorted(problems)}
-        self.metrics.append(line)
-        done = len(self.metrics)
-        if distributed.is_main_process():
-            if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
-                self.save()
-            write_metrics(self.config.out, self.metrics)
-            log_figures(self.trackers, line)
-            self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
-        if self.on_epoch is not None:
-            self.on_epoch(line)
-
-    def seconds(self) -> float:
-        """Since the epoch began."""
-        return time.monotonic() - self.started
-
-    def save(self) -> None:
-        """Write the checkpoint, and the LoRA weights so far (a whole model is only written at the end)."""
-        saved = {
-            "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "metrics": self.metrics,
-            "stopped": self.stopped,
-            "kl_budget": self.config.kl_budget,
-        }
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(saved | parts, self.config.out / CHECKPOINT)
-        if self.config.lora_rank:
-            with self.average.in_place():
-                self.policy.save(self.config.out)
-
-    def close(self) -> RunResult:
-        """The last pictures and the weights to load; says where they are."""
-        self.save_samples(len(self.metrics), last=True)
-        if distributed.is_main_process():
-            with self.average.in_place():
-                where = self.policy.save(self.config.out)
-            why = f"stopped: {self.stopped}; " if self.stopped else ""
-            print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
-        close_trackers(self.trackers)
-        distributed.wait()
-        return RunResult(self.config.out, self.metrics, self.stopped)
-
-    def save_samples(self, epoch: int, last: bool = False) -> None:
-        """The first prompts with noise that is the same each time, as OUT/samples/epoch-NNNN.png."""
-        config = self.config
-        unwanted = config.images_every == 0 or (epoch % config.images_every and not last)
-        if unwanted or not distributed.is_main_process():
-            return
-        shown = [self.prompts[i % len(self.prompts)] for i in range(GRID_IMAGES)]
-        with self.average.in_place():
-            images = generate_images(self.policy, shown, seed=config.seed, batch_size=config.train_batch_size)
-        save_image(grid(images, columns=8), config.out / "samples" / f"epoch-{epoch:04d}.png")
-        log_pictures(self.trackers, images, epoch)
-
-    def not_a_number(self, what: str, epoch: int, change: str) -> UserError:
-        """The error that ends a run whose figures are no longer numbers."""
-        saved = self.config.out / CHECKPOINT
-        kept = f"the last good state is {saved}" if saved.exists() else "no checkpoint was written yet"
-        return UserError(f"{what} is not a finite number in epoch {epoch}: {change}; {kept}")
+def hold_to_budget(run: Run, rollout: Rollout, before: list[Any]) -> None:
+    """Where the KL on these samples now exceeds the budget, take the updates since `before` back and stop."""
+    if run.config.kl_budget is not None:
+        run.hold_to_budget(path_kl(run.policy, rollout), before)
 
 
 def load_reward(name: str, device: str) -> Callable[..., Tensor]:

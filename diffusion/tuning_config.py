@@ -1,13 +1,11 @@
 """The options that every way to fine-tune a text-to-image model shares, and which values they take."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mmrlhf.config import check_seed
-from mmrlhf.errors import UserError
+from mmrlhf.config import check, check_seed
 
 MAY_DIFFER = (
     "out", "epochs", "resume", "save_every", "images_every", "eval_steps", "kl_budget", "device", "trackers", "compile",
@@ -115,10 +113,3 @@ def validate_tuning(
         check(config, "kl_budget", lambda value: value > 0, "above 0: leave it out for no limit")
         check(config, "kl_samples", lambda value: value >= 1, "1 or more with a --kl-budget")
     check_seed(config.seed)
-
-
-def check(config: Any, name: str, fits: Any, words: str) -> None:
-    """UserError where the value of an option does not fit, or is no finite number."""
-    value = getattr(config, name)
-    if not (math.isfinite(value) and fits(value)):
-        raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {words}")

@@ -79,6 +79,25 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "export",
         "judged pairs, encoded for verl-omni's offline DPO",
     ),
+    "vlm generate": ("vlm.generate", "GenerateConfig", "generate", "answers to a file of questions about images"),
+    "vlm sft": ("vlm.sft", "SFTConfig", "train", "fine-tune on answers to imitate"),
+    "vlm dpo": ("vlm.dpo", "DPOConfig", "train", "fine-tune on better and worse answers"),
+    "vlm dense-dpo": (
+        "vlm.dense_dpo",
+        "DenseDPOConfig",
+        "train",
+        "fine-tune on corrected answers, what was corrected counting more: RLHF-V",
+    ),
+    "vlm eval": (
+        "vlm.evaluate",
+        "EvalConfig",
+        "evaluate",
+        "score answers on AMBER, POPE, CHAIR, Object HalBench, MMHal",
+    ),
+    "vlm pope": ("vlm.benchmarks.pope", "PopeConfig", "build", "yes/no questions about objects that are there or not"),
+    "vlm scenes": ("vlm.scenes", "ScenesConfig", "draw", "pictures of which everything is known, for tiny-llava"),
+    "vlm mark": ("vlm.scenes", "MarkConfig", "mark", "mark answers about such pictures by their truth"),
+    "tiny train-llava": ("vlm.tiny_llava", "TinyLlavaConfig", "train", "reproduce the shipped tiny-llava"),
     "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
 }
 # the extra of this package that installs a module which not everybody needs

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import re
 import types
 import typing
@@ -50,6 +51,13 @@ def check_seed(seed: int) -> None:
     """UserError for a seed that some generator would refuse: numpy takes none below 0, torch none that is too long."""
     if not 0 <= seed <= MAX_SEED:
         raise UserError(f"--seed got {seed}, allowed is 0 to {MAX_SEED}")
+
+
+def check(config: Any, name: str, fits: Any, words: str) -> None:
+    """UserError where the value of an option does not fit, or is no finite number."""
+    value = getattr(config, name)
+    if not (math.isfinite(value) and fits(value)):
+        raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {words}")
 
 
 def read_options(arguments: Sequence[str], fields: Mapping[str, Any], program: str) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from mmrlhf.errors import UserError
 
 TINY_FOLDER = Path(__file__).parent / "tiny" / "models"
-TINY_NAMES = ("tiny-sd", "tiny-clip")
+TINY_NAMES = ("tiny-sd", "tiny-clip", "tiny-llava")
 
 
 def resolve_model(name: str) -> str:
@@ -42,3 +42,18 @@ def quiet_loading(*others: Any) -> Iterator[None]:
         for part, was_shown in zip(parts, shown, strict=True):
             if was_shown:
                 part.enable_progress_bar()
+
+
+def pick_device(name: str) -> Any:
+    """`auto` is the first GPU where there is one, else the CPU. UserError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"device got '{name}' ({reason}), allowed are auto, cpu, cuda, cuda:1 … where there is one"
+        ) from error

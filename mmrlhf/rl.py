@@ -1,6 +1,6 @@
 """Reinforcement learning maths shared by the denoising steps of a diffusion model and the tokens of a language model.
 
-Pure functions of tensors, and one small class for running statistics. `b` counts samples, `t` steps or tokens.
+Pure functions of tensors, and two small classes for what is known from earlier samples. `b` counts samples, `t` steps or tokens.
 """
 
 from collections import deque
@@ -140,3 +140,28 @@ def gae(
         advantages[:, step] = following
         next_value = values[:, step]
     return advantages, advantages + values
+
+
+class AdaptiveKL:
+    """The weight β of a KL penalty, raised while the KL is over its target and lowered while it is under it.
+
+    β ← β(1 + e·n/horizon), e = clip(KL/target − 1, −0.2, 0.2), n samples, counted up to the horizon (Ziegler et al. 2019,
+    section 2.2). Without a target it stays.
+    """
+
+    def __init__(self, beta: float, target: float | None = None, horizon: int = 10_000) -> None:
+        self.beta, self.target, self.horizon = beta, target, horizon
+
+    def update(self, kl: float, samples: int) -> None:
+        """Follow the KL (nats) that was measured on so many samples."""
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.beta *= 1 + error * min(1.0, samples / self.horizon)
+
+    def state_dict(self) -> dict[str, float]:
+        """β, for a checkpoint."""
+        return {"beta": self.beta}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take up what `state_dict` gave."""
+        self.beta = state["beta"]

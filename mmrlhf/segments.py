@@ -121,6 +121,19 @@ def with_rest(item: SegmentedItem, tag: str = "correct") -> SegmentedItem:
     return replace(item, segments=tuple(sorted([*item.segments, *rest], key=lambda s: (s.start, s.end))))
 
 
+def corrected(answer: str, segments: Sequence[Segment]) -> str:
+    """The answer with each correction in its place; what was deleted leaves no white space at its ends, nor doubled."""
+    parts, reached = [], 0
+    for segment in sorted(segments, key=lambda each: each.start):
+        if isinstance(segment, SegmentLabel) and segment.correction is not None and segment.start >= reached:
+            before = answer[reached : segment.start]
+            if not segment.correction and (not before or before[-1].isspace()):
+                before = before.rstrip()
+            parts += [before, segment.correction]
+            reached = segment.end
+    return "".join([*parts, answer[reached:]]).strip()
+
+
 def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> SegmentedItem:
     """A checked row as a `SegmentedItem`."""
     if ("answer" in row) == ("steps" in row):

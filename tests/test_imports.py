@@ -18,8 +18,8 @@ MAY_IMPORT = {
 }
 # These start the other packages' work, so they may name them inside a function: never when they are imported themselves.
 MAY_REACH_UP = ("mmrlhf/cli.py", "mmrlhf/quickstart")
-NOT_IN_CORE = {"diffusers", "gradio", "accelerate"}
-LATE_IN_CORE = {"peft"}  # inside the function that needs them
+NOT_IN_CORE = {"diffusers", "gradio"}
+LATE_IN_CORE = {"accelerate", "peft"}  # inside the function that needs them
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -91,7 +91,11 @@ def loaded_after(program: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED")[2].split())
 
 
-HEAVY = {"numpy", "torch", "transformers", "tyro", "yaml", "sqlalchemy", "PIL", "tqdm", "jaxtyping"} | NOT_IN_CORE
+HEAVY = (
+    {"numpy", "torch", "transformers", "tyro", "yaml", "sqlalchemy", "PIL", "tqdm", "jaxtyping"}
+    | NOT_IN_CORE
+    | LATE_IN_CORE
+)
 
 
 def test_importing_the_core_imports_torch_at_most() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmrlhf.errors import UserError
 from mmrlhf.rl import (
+    AdaptiveKL,
     PromptStatistics,
     clipped_surrogate,
     gae,
@@ -187,3 +188,25 @@ def test_gae_with_decay_1_and_no_discount_is_the_reward_to_go_minus_the_value() 
     to_go = rewards.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(returns, to_go)
     torch.testing.assert_close(advantages, to_go - values)
+
+
+@pytest.mark.parametrize(("kl", "error"), [(6.0, 0.0), (6.6, 0.1), (60.0, 0.2), (5.1, -0.15), (-1.0, -0.2)])
+def test_adaptive_kl_by_hand(kl: float, error: float) -> None:
+    weight = AdaptiveKL(0.2, target=6.0, horizon=1000)
+    weight.update(kl, 100)
+    assert weight.beta == pytest.approx(0.2 * (1 + error / 10))
+    again = AdaptiveKL(1.0, target=6.0)
+    again.load_state_dict(weight.state_dict())
+    assert again.beta == weight.beta
+
+
+def test_adaptive_kl_settles_where_the_kl_is_the_target_and_never_turns_its_sign() -> None:
+    weight = AdaptiveKL(0.001, target=2.0, horizon=10)
+    for _ in range(600):
+        weight.update(1 / weight.beta, 1)  # a policy that goes farther the less it is held
+    assert weight.beta == pytest.approx(0.5, rel=0.01)
+    weight.update(0.0, 10**9)
+    assert weight.beta > 0
+    constant = AdaptiveKL(0.1)
+    constant.update(100.0, 10)
+    assert constant.beta == 0.1

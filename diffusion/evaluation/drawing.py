@@ -14,9 +14,9 @@ from diffusion.evaluation.prompt_files import CategorisedPrompt
 from diffusion.generate import draw, write_png
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
-from diffusion.runs import CONTENT, METRICS, check_folder, claim_folder, content_digest, settings
 from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_NAMES
+from mmrlhf.runs import CONTENT, METRICS, check_folder, claim_folder, content_digest, settings
 
 
 def draw_both(

@@ -18,7 +18,7 @@ from diffusion.generate import generate_images
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
-from diffusion.training import TrainingRun, load_policy
+from diffusion.training import Run, begin, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
@@ -133,7 +133,7 @@ def test_advantages_over_values_are_those_of_each_step(config: DDPOConfig, monke
         return step_loss(policy, batch, own, *rest)
 
     monkeypatch.setattr("diffusion.ddpo.step_loss", watched)
-    run = TrainingRun("ddpo", config, ["a cat"])
+    run = begin("ddpo", config, ["a cat"])
     rollout, advantages = sample_epoch(run.policy, ["a cat"] * 6, 6, seeded(0)), torch.arange(3.0).repeat(6, 1)
     advantages[0, 0], advantages[1, 2] = 0.5, -9.0
     figures = improve(run, rollout, torch.arange(6), advantages, config, seeded(1), 0)
@@ -290,9 +290,9 @@ def test_the_kl_penalty_holds_the_policy_back(config: DDPOConfig, tmp_path: Path
     assert kl[1] < 0.5 * kl[0]
 
 
-def plain_descent(config: DDPOConfig) -> TrainingRun:
+def plain_descent(config: DDPOConfig) -> Run:
     """A run whose optimizer subtracts the gradient."""
-    run = TrainingRun("ddpo", config, ["a cat"])
+    run = begin("ddpo", config, ["a cat"])
     run.optimizer = torch.optim.SGD(run.policy.parameters(), lr=1.0)
     return run
 

@@ -27,7 +27,7 @@ from diffusion.grpo_config import GRPOConfig, validate
 from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
-from diffusion.training import TrainingRun, load_policy
+from diffusion.training import begin, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.rl import group_advantages, leave_one_out_advantages
@@ -209,7 +209,7 @@ def test_the_step_kl_of_ddim_is_nats_a_dimension(config: GRPOConfig) -> None:
 def test_the_first_update_is_the_policy_gradient(config: GRPOConfig) -> None:
     """At the weights that drew the samples: −mean over samples and steps of A ∇ log π, by plain autograd on all steps."""
     config = replace(config, train_batch_size=3, gradient_accumulation=2, max_grad_norm=1e9)
-    run = TrainingRun("grpo", config, ["a cat"])
+    run = begin("grpo", config, ["a cat"])
     run.optimizer = torch.optim.SGD(run.policy.parameters(), lr=1.0)
     policy, advantages = run.policy, torch.linspace(-1, 2, 6)
     rollout = sample_epoch(policy, ["a cat"] * 6, config.sample_batch_size, seeded(0))
@@ -223,7 +223,7 @@ def test_the_first_update_is_the_policy_gradient(config: GRPOConfig) -> None:
 
 
 def test_advantages_are_cut(config: GRPOConfig) -> None:
-    run = TrainingRun("grpo", config, ["a cat"])
+    run = begin("grpo", config, ["a cat"])
     rollout = sample_epoch(run.policy, ["a cat"] * 4, config.sample_batch_size, seeded(0))
     figures = improve(run, rollout, torch.arange(4), torch.tensor([9.0, -9.0, 1.0, 9.0]), config, seeded(1), 0)
     assert figures["advantage_clipped"] == 0.75 and figures["loss"] == pytest.approx(-(5 - 5 + 1 + 5) / 4, abs=1e-3)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from apps import rate_server
-from diffusion.training import TrainingRun
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.quickstart import candidates, tuning
@@ -26,6 +25,7 @@ from mmrlhf.quickstart.tuning import gain
 from mmrlhf.simulate import RATERS
 from mmrlhf.store import Store
 from mmrlhf.taste import taste
+from mmrlhf.training import TrainingRun
 from mmrlhf.types import Preference
 
 NAMED = {

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.loading import LORA_FILE
 from mmrlhf.checkpoint import load_checkpoint
 from mmrlhf.data import is_unused, write_text
 from mmrlhf.errors import UserError
@@ -20,7 +19,8 @@ READ_UP_TO = 100 * 10**6
 CONTENT = {
     "model": ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.bin"),
     "reward": ("reward.json", "*config.json", "tokenizer.json", "vocab.json", "merges.txt", "*.safetensors", "*.bin"),
-    "lora": (LORA_FILE,),
+    "lora": ("pytorch_lora_weights.safetensors",),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
 }
 NAMES: dict[str, Collection[str]] = {"model": TINY_NAMES, "reward": REWARDS}  # looked up before any folder of that name
 

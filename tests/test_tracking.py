@@ -6,8 +6,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusion.tracking import close_trackers, log_figures, log_pictures, open_trackers
 from mmrlhf.errors import UserError
+from mmrlhf.tracking import close_trackers, log_figures, log_pictures, open_trackers
 
 
 def test_tensorboard_gets_figures_and_pictures(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.runs import (
+from mmrlhf.errors import UserError
+from mmrlhf.runs import (
     CHECKPOINT,
     check_folder,
     claim_folder,
@@ -16,7 +17,6 @@ from diffusion.runs import (
     settings,
     write_metrics,
 )
-from mmrlhf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_content_is_names_and_bytes_and_of_large_files_size_and_time(
     os.utime(b, ns=(0, 0))
     digests.add(content_digest(tmp_path, ["*.json"]))
     assert len(digests) == 3
-    monkeypatch.setattr("diffusion.runs.READ_UP_TO", 0)
+    monkeypatch.setattr("mmrlhf.runs.READ_UP_TO", 0)
     digests.add(content_digest(tmp_path, ["*.json"]))
     os.utime(b, ns=(0, 1))
     digests.add(content_digest(tmp_path, ["*.json"]))

@@ -1,0 +1,47 @@
+"""Small files of questions, answers and pictures for the trainers' tests."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrlhf.images import save_image
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """An object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    """Names of random pictures, made in the folder."""
+    for i in range(count):
+        save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)), folder / f"{i}.png")
+    return [f"{i}.png" for i in range(count)]
+
+
+def comparisons(folder: Path, count: int = 6) -> Path:
+    """Answers without an x are better."""
+    rows = [
+        {
+            "prompt": "What?",
+            "answer_0": "A B A B",
+            "answer_1": "A B x B",
+            "label_0": 1 - i % 2,
+            "label_1": i % 2,
+            "image": name,
+        }
+        for i, name in enumerate(pictures(folder, count))
+    ]
+    for row in rows:
+        if row["label_1"]:
+            row["answer_0"], row["answer_1"] = row["answer_1"], row["answer_0"]
+    return write_rows(rows, folder / "answers.jsonl")
+
+
+def without_times(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics that two equal runs share."""
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in metrics]

@@ -1,0 +1,111 @@
+"""Prompts, pictures and answers as the tokens that a vision-language model learns from, and where the answer's characters are."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmrlhf.errors import UserError
+from mmrlhf.rewards.language.inputs import Reader, Row, picture, tokenizer_of
+
+Offsets = tuple[tuple[int, int], ...]
+
+
+class Tokens(NamedTuple):
+    """An answer's tokens, and the characters [start, end) of the answer that each stands for (the end mark: none)."""
+
+    ids: tuple[int, ...]
+    offsets: Offsets
+
+
+class Encoded(NamedTuple):
+    """Rows as a batch. `inputs` is what the model reads, padded on the right; the answer begins at `starts`.
+
+    `answers` and `mask` are the answer's tokens alone, from its first on.
+    """
+
+    inputs: dict[str, Tensor]
+    starts: Int[Tensor, " b"]
+    answers: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Encoded":
+        """On a device; pictures in `dtype`."""
+        inputs = {
+            name: value.to(device, dtype if value.is_floating_point() else None) for name, value in self.inputs.items()
+        }
+        return Encoded(inputs, self.starts.to(device), self.answers.to(device), self.mask.to(device))
+
+
+def answer_tokens(reader: Reader, row: Row, ends: Sequence[int]) -> Tokens:
+    """The tokens of a row's answer as they follow its prompt in the model's template, with the mark that ends it.
+
+    What the template adds after the answer stays where it is one of the tokens that end an answer (`ends`), else the first of
+    `ends` is added. UserError where the template puts the answer anywhere but after the prompt.
+    """
+    assert row.answer is not None
+    before, whole = reader.text(row._replace(answer=None)), reader.text(row)
+    first = whole.find(row.answer.strip(), len(before)) if whole.startswith(before) else -1
+    if first < 0:
+        raise UserError(
+            "the model's chat template does not put the answer after the prompt as it stands: give --template with {prompt} and "
+            "{answer} in it"
+        )
+    found = tokenizer_of(reader.processor)(whole, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    own = [(token, start - first, end - first) for token, (start, end) in pairs if end > len(before)]
+    length = len(row.answer.strip())
+    while own and own[-1][0] not in ends and own[-1][1] >= length:
+        own.pop()  # white space, or whatever else a template puts behind
+    if not own or own[-1][0] not in ends:
+        own.append((ends[0], length, length))
+    # characters of the answer as it was given, white space at its beginning included
+    shift = len(row.answer) - len(row.answer.lstrip())
+    clipped = [(min(max(start, 0), length) + shift, min(max(end, 0), length) + shift) for _, start, end in own]
+    return Tokens(tuple(token for token, _, _ in own), tuple(clipped))
+
+
+def encode_prompts(reader: Reader, rows: Sequence[Row], side: str) -> dict[str, Tensor]:
+    """Prompts with their pictures, ready to be answered, padded on the given side."""
+    asked = [row._replace(answer=None) for row in rows]
+    texts = [reader.text(row) for row in asked]
+    pictures = [picture(row.image) for row in asked if row.image is not None]
+    return reader.process(texts, pictures, padding=True, padding_side=side, return_tensors="pt")
+
+
+def encode(reader: Reader, rows: Sequence[Row], answers: Sequence[Sequence[int]], padding: int) -> Encoded:
+    """The rows' prompts, each followed by the tokens of its answer (as `answer_tokens` or a policy gives them).
+
+    UserError for a row of more tokens than `reader.max_length`: nothing is cut off.
+    """
+    prompts = encode_prompts(reader, rows, "right")
+    lengths = prompts["attention_mask"].sum(dim=1)
+    totals = [int(length) + len(answer) for length, answer in zip(lengths, answers, strict=True)]
+    if max(totals) > reader.max_length:
+        longest = totals.index(max(totals))
+        raise UserError(
+            f"the answer {tokenizer_of(reader.processor).decode(answers[longest])!r:.60} has with its prompt {max(totals)} "
+            f"tokens, allowed are {reader.max_length}: shorten it, or leave it out with --too-long drop"
+        )
+    inputs: dict[str, Any] = {}
+    for name, value in prompts.items():
+        if value.shape[:2] != prompts["input_ids"].shape:
+            inputs[name] = value  # pictures and their sizes
+            continue
+        grown = value.new_full((len(rows), max(totals)), padding if name == "input_ids" else 0)
+        for i, (length, answer) in enumerate(zip(lengths.tolist(), answers, strict=True)):
+            grown[i, :length] = value[i, :length]
+            if name == "input_ids":
+                grown[i, length : totals[i]] = torch.tensor(answer, dtype=value.dtype)
+            elif name == "attention_mask":
+                grown[i, length : totals[i]] = 1
+        inputs[name] = grown
+    width = max(map(len, answers))
+    tokens = torch.full((len(rows), width), padding)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, answer in enumerate(answers):
+        tokens[i, : len(answer)] = torch.tensor(list(answer), dtype=torch.long)
+        mask[i, : len(answer)] = True
+    return Encoded(inputs, lengths, tokens, mask)

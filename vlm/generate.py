@@ -1,0 +1,122 @@
+"""`mmrlhf vlm generate`: a model's answers to a file of questions about images."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmrlhf.config import check, check_seed
+from mmrlhf.data import image_of, read_text, relative
+from mmrlhf.errors import UserError
+from mmrlhf.rewards.language.inputs import Row
+from vlm.policy import VisionLanguagePolicy
+
+ASKED = ("prompt", "query", "question", "text")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Answer questions about images."""
+
+    model: str
+    """tiny-llava, the folder of a vision-language model, or a hub id."""
+    prompts: Path
+    """JSON list, or an object a line: {"image", "prompt"} (or query, question, text, as benchmarks have it) and maybe "id"."""
+    out: Path
+    """File for the answers, an object a line: the question's own columns, with "id" and "response"."""
+    adapter: Path | None = None
+    """Folder of LoRA weights to answer with."""
+    images: Path | None = None
+    """Folder that images are relative to; None is that of --prompts."""
+    batch_size: int = 16
+    """Questions answered at a time."""
+    max_new_tokens: int = 256
+    """Where an answer is cut."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time, 1 draws from the model's own distribution."""
+    samples: int = 1
+    """Answers a question."""
+    dtype: str = "float32"
+    """float32 or bfloat16."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    seed: int = 0
+    """Same seed, same answers."""
+    resume: bool = False
+    """Go on with a command that was stopped."""
+
+
+def generate(config: GenerateConfig) -> None:
+    """Write a line a question and sample, in order; what a stopped command had is kept in OUT.part until it is whole."""
+    for name in ("batch_size", "max_new_tokens", "samples"):
+        check(config, name, lambda value: value >= 1, "1 or more")
+    check(config, "temperature", lambda value: value >= 0, "0 or more")
+    check_seed(config.seed)
+    questions = [
+        (located(columns, row, config.out), row) for columns, row in read_questions(config.prompts, config.images)
+    ]
+    if config.out.exists() and not config.resume:
+        raise UserError(f"--out {config.out} is there already: give another name, or remove it")
+    part = config.out.with_name(f"{config.out.name}.part")
+    done = kept_lines(part, config) if config.resume else []
+    policy = VisionLanguagePolicy.load(config.model, adapter=config.adapter, device=config.device, dtype=config.dtype)
+    wanted = [
+        (columns if config.samples == 1 else columns | {"sample": sample}, row)
+        for columns, row in questions
+        for sample in range(config.samples)
+    ]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("w", encoding="utf-8") as file, tqdm(total=len(wanted), initial=len(done), desc="answer") as bar:
+        file.write("".join(done))
+        for first in range(len(done), len(wanted), config.batch_size):
+            batch = wanted[first : first + config.batch_size]
+            answers = policy.generate(
+                [row for _, row in batch], seed=config.seed * 1_000_003 + first, max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+            )  # fmt: skip
+            for (columns, _), text in zip(batch, answers.texts, strict=True):
+                file.write(json.dumps(columns | {"response": text}, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(batch))
+    part.replace(config.out)
+    print(f"{len(wanted)} answers are in {config.out}")
+
+
+def located(columns: dict[str, Any], row: Row, out: Path) -> dict[str, Any]:
+    """The columns with the picture's path relative to the file that is written."""
+    return columns | {"image": relative(row.image, out)} if isinstance(row.image, Path) else columns
+
+
+def kept_lines(part: Path, config: GenerateConfig) -> list[str]:
+    """The whole batches of answers that a stopped command left."""
+    if not part.exists():
+        return []
+    lines = [line + "\n" for line in part.read_text(encoding="utf-8").split("\n")[:-1]]
+    return lines[: len(lines) // config.batch_size * config.batch_size]
+
+
+def read_questions(path: Path, images: Path | None) -> list[tuple[dict[str, Any], Row]]:
+    """(the columns to write with the answer, the question) of each row. UserError names the bad row."""
+    text = read_text(path, "a JSON list of questions, or an object a line")
+    try:
+        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): give a list of objects, or an object a line") from error
+    if not found:
+        raise UserError(f"{path} holds no question: give objects with image and prompt")
+    rows = []
+    for number, columns in enumerate(found, start=1):
+        where = f"{path} row {number}"
+        name = next((name for name in ASKED if isinstance(columns, dict) and isinstance(columns.get(name), str)), None)
+        if name is None:
+            raise UserError(f"{where} has no question: give a text as {', '.join(ASKED)}")
+        image = image_of(columns, "image", images or path.parent, where) if columns.get("image") else None
+        kept = {key: value for key, value in columns.items() if key not in ("answer", "response")}
+        rows.append(({"id": number - 1} | kept, Row(columns[name], None, image)))
+    return rows
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]

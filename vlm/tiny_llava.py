@@ -1,0 +1,260 @@
+"""`mmrlhf tiny train-llava`: reproduce tiny-llava, a LlavaForConditionalGeneration that describes scenes of emoji.
+
+Its vision tower learns what is where; then the language model learns from descriptions in which likely things are imagined, as
+the data of large models have them. Both stages leave their state in the work folder and go on from it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from mmrlhf.checkpoint import load_checkpoint, save_checkpoint
+from mmrlhf.errors import UserError
+from mmrlhf.models import quiet_loading
+from mmrlhf.schedule import set_learning_rate
+from mmrlhf.tiny.scene_text import DESCRIBE, describe, question
+from mmrlhf.tiny.scenes import BACKGROUNDS, CELLS, DRAWINGS, SIDE, Scene, random_scene, render
+
+SIZE, PATCH = 96, 16
+BICUBIC = 3  # PIL's number
+PATCHES = SIZE // PATCH
+TOKENS = 512
+SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
+MEAN, SPREAD = 0.5, 0.25
+ASKED = 0.3
+"""Share of the training texts that are short questions."""
+# LLaVA 1.5's
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() }}: "
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyLlavaConfig:
+    """Train tiny-llava; about an hour on two cores."""
+
+    out: Path
+    """Folder for the finished model."""
+    work: Path = Path("runs/tiny-llava")
+    """Folder for checkpoints; give the same one to go on with a stopped run."""
+    tower_steps: int = 1000
+    """Steps of 64 pictures for the vision tower."""
+    language_steps: int = 1800
+    """Steps of 48 pictures and texts for the language model."""
+    threads: int = 2
+    """Processor threads for torch."""
+
+
+def train(config: TinyLlavaConfig) -> None:
+    """Run the stages that are not finished, and write the model's folder."""
+    for name in ("tower_steps", "language_steps", "threads"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is 1 or more")
+    for folder in (config.out, config.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    tower = train_tower(config.work, config.tower_steps)
+    tokenizer = make_tokenizer()
+    model = train_language(tower, tokenizer, config.work, config.language_steps)
+    save(model, tokenizer, config.out)
+    print(f"tiny-llava: {config.out}")
+
+
+def train_tower(work: Path, steps: int, *, batch_size: int = 64, learning_rate: float = 1.5e-3) -> Any:
+    """A CLIP vision tower that tells for each patch which cell it is in, which drawing covers that, and the background."""
+    torch.manual_seed(0)
+    tower: Any = CLIPVisionModel(CLIPVisionConfig(
+        image_size=SIZE, patch_size=PATCH, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        projection_dim=128,
+    ))  # fmt: skip
+    told = (len(DRAWINGS) + 1, CELLS * CELLS, len(BACKGROUNDS))
+    head = nn.Linear(128, sum(told))
+    both = nn.ModuleList([tower, head])
+
+    def loss_of(generator: np.random.Generator) -> tuple[Tensor, str]:
+        scenes = [random_scene(generator) for _ in range(batch_size)]
+        wanted = patch_classes(scenes)
+        found = head(patch_states(tower, pixels(scenes, generator))).split(told, dim=-1)
+        right = float((found[0].argmax(-1) == wanted[..., 0])[wanted[..., 0] > 0].float().mean())
+        losses = [F.cross_entropy(own.flatten(0, 1), wanted[..., i].flatten()) for i, own in enumerate(found)]
+        return torch.stack(losses).sum(), f"{right:.3f}"
+
+    run_steps("vision tower", both, loss_of, steps, learning_rate, work / "tower.pt")
+    return tower.eval().requires_grad_(False)
+
+
+def patch_states(tower: Any, images: Float[Tensor, "b 3 96 96"]) -> Float[Tensor, "b n d"]:
+    """What the language model reads of a picture: the patches of the last layer, the class token left out."""
+    return tower(images).last_hidden_state[:, 1:]
+
+
+def patch_classes(scenes: Iterable[Scene]) -> Int[Tensor, "b n 3"]:
+    """For each patch the number of the drawing in its cell (0 where there is none), of the cell, and of the background."""
+    grids = []
+    for scene in scenes:
+        cells = torch.stack([torch.zeros(CELLS * CELLS, dtype=torch.long), torch.arange(CELLS * CELLS)])
+        for thing in scene.things:
+            cells[0, thing.cell] = 1 + DRAWINGS.index(thing.drawing)
+        each = PATCHES // CELLS
+        patches = cells.view(2, CELLS, CELLS).repeat_interleave(each, 1).repeat_interleave(each, 2).flatten(1)
+        background = torch.full((1, PATCHES**2), list(BACKGROUNDS).index(scene.background))
+        grids.append(torch.cat([patches, background]).T)
+    return torch.stack(grids)
+
+
+def pixels(scenes: list[Scene], generator: np.random.Generator) -> Float[Tensor, "b 3 96 96"]:
+    """Rendered, reduced by the mean of 2×2 pixels and normalised, as the processor does it."""
+    return (F.avg_pool2d(render(scenes, generator), SIDE // SIZE) - MEAN) / SPREAD
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte pairs learnt from descriptions, so that any text can still be spelt out."""
+    generator = np.random.default_rng(7)
+    texts = []
+    for _ in range(4000):
+        scene = random_scene(generator)
+        texts += [f" {describe(scene, generator, imagined=True)}", f"{' '.join(question(scene, generator))}", DESCRIBE]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*texts, *["USER: ASSISTANT:"] * 4000], trainer)
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=["<image>"], model_max_length=512,
+    )  # fmt: skip
+
+
+def train_language(
+    tower: Any, tokenizer: Any, work: Path, steps: int, *, batch_size: int = 48, learning_rate: float = 2e-3
+) -> Any:
+    """The language model and the projector, from descriptions and questions; the tower stays as it is."""
+    torch.manual_seed(1)
+    vision = tower.config.to_dict() | {"model_type": "clip_vision_model"}
+    model: Any = LlavaForConditionalGeneration(LlavaConfig(
+        vision_config=vision,
+        text_config={
+            "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 352,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512,
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "tie_word_embeddings": False,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
+        vision_feature_layer=-1, tie_word_embeddings=False,
+    ))  # fmt: skip
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+
+    def loss_of(generator: np.random.Generator) -> tuple[Tensor, str]:
+        scenes = [random_scene(generator) for _ in range(batch_size)]
+        images = pixels(scenes, generator)
+        rows = training_texts(scenes, tokenizer, generator)
+        loss, words = torch.zeros(()), sum(len(answer) for _, answer in rows)
+        order = sorted(range(batch_size), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        for half in (order[: batch_size // 2], order[batch_size // 2 :]):  # short texts are not padded to the longest
+            tokens, labels = padded([rows[i] for i in half], tokenizer.pad_token_id)
+            found = model(
+                input_ids=tokens, attention_mask=(tokens != tokenizer.pad_token_id).long(), pixel_values=images[half]
+            ).logits[:, :-1]
+            loss = loss + F.cross_entropy(found.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / words
+        return loss, f"{float(loss.detach()):.3f}"
+
+    run_steps("language model", model, loss_of, steps, learning_rate, work / "language.pt")
+    return model.eval()
+
+
+def training_texts(
+    scenes: list[Scene], tokenizer: Any, generator: np.random.Generator
+) -> list[tuple[list[int], list[int]]]:
+    """(tokens of the prompt, tokens of the answer) for each scene: a description, or a short question's."""
+    rows = []
+    for scene in scenes:
+        asked, answer = DESCRIBE, ""
+        if generator.random() < ASKED:
+            asked, answer = question(scene, generator, imagined=True)
+        else:
+            answer = describe(scene, generator, imagined=True)
+        head = tokenizer(f"USER: {'<image>' * PATCHES**2}\n{asked} ASSISTANT:").input_ids
+        rows.append((head, [*tokenizer(f" {answer}", add_special_tokens=False).input_ids, tokenizer.eos_token_id]))
+    return rows
+
+
+def padded(rows: list[tuple[list[int], list[int]]], padding: int) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Tokens, padded on the right, and labels that are -100 outside the answers."""
+    tokens = [torch.tensor(head + answer) for head, answer in rows]
+    labels = [torch.tensor([-100] * len(head) + answer) for head, answer in rows]
+    return (
+        nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=padding),
+        nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+    )
+
+
+def run_steps(
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[np.random.Generator], tuple[Tensor, str]],
+    steps: int,
+    learning_rate: float,
+    file: Path,
+) -> None:
+    """AdamW for so many steps; the state is in `file` every 100, and taken up from there."""
+    parameters = [value for value in module.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    start = 0
+    if state := load_checkpoint(file):
+        module.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    for step in (bar := tqdm(range(start, steps), desc=f"tiny-llava {name}", initial=start, total=steps)):
+        loss, shown = loss_of(np.random.default_rng([step, steps]))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        set_learning_rate(optimizer, learning_rate, step, steps)
+        optimizer.step()
+        bar.set_postfix_str(shown, refresh=False)
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            saved = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_checkpoint(saved, file)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Weights in half precision, tokenizer and processor, as `save_pretrained` writes them."""
+    processor = LlavaProcessor(
+        CLIPImageProcessor(
+            size={"height": SIZE, "width": SIZE}, do_center_crop=False, resample=BICUBIC, image_mean=[MEAN] * 3,
+            image_std=[SPREAD] * 3,
+        ),
+        tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )  # fmt: skip
+    with quiet_loading():
+        model.half().save_pretrained(folder)
+        processor.save_pretrained(folder)
+    model.float()

@@ -1,0 +1,70 @@
+"""A run that fine-tunes a vision-language model: the core's, with a policy that answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmrlhf import distributed
+from mmrlhf.runs import settings
+from mmrlhf.training import Stateful, TrainingRun, check_run
+from vlm.policy import VisionLanguagePolicy
+from vlm.tuning_config import MAY_DIFFER, TuningConfig
+
+MEMORY_ADVICE = "add --gradient-checkpointing or --dtype bfloat16, or lower --max-length"
+
+
+def begin(
+    name: str,
+    config: TuningConfig,
+    data: Sequence[str],
+    *,
+    parts: Mapping[str, Stateful] | None = None,
+    policy: VisionLanguagePolicy | None = None,
+    several_processes: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainingRun:
+    """Take up the last checkpoint, or start. `data` are lines that tell what is learnt from, so that runs can be told apart.
+
+    UserError for a folder of another run (before any model is loaded), or for several processes where the method does not say
+    that it can use them.
+    """
+    policy = load_policy(name, config, data, several_processes=several_processes) if policy is None else policy
+    return TrainingRun(
+        name, config, policy, settings(config, data), may_differ=MAY_DIFFER, parts=parts,
+        several_processes=several_processes, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,
+    )  # fmt: skip
+
+
+def load_policy(
+    name: str, config: TuningConfig, data: Sequence[str], *, several_processes: bool = False
+) -> VisionLanguagePolicy:
+    """The policy that a config asks for, at its start, once it is clear that the folder can be used; errors as `begin`'s."""
+    check_run(name, config, settings(config, data), MAY_DIFFER, several_processes=several_processes)
+    return VisionLanguagePolicy.load(
+        config.model,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        adapter=config.adapter,
+        device=config.device,
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_length=config.max_length,
+        template=config.template,
+        seed=config.seed,
+    )
+
+
+def warm_up(run: TrainingRun, number: int) -> None:
+    """The learning rate of update `number` (from 0)."""
+    config: Any = run.config
+    for group in run.optimizer.param_groups:
+        group["lr"] = config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
+
+
+def updates_before(epoch: int, rows: int, batch: int) -> int:
+    """How many updates the epochs before this one made."""
+    return epoch * -(-rows // batch)
+
+
+def show_progress() -> bool:
+    """Whether this process draws bars."""
+    return distributed.is_main_process()
