@@ -102,7 +102,7 @@ METHODS = {
 def prepare(out: Path, seed: int) -> Run:
     """The quickstart up to its reward, and the ratings of training pictures as PAIRS.jsonl."""
     folder = out / f"seed-{seed}"
-    run = open_run(QuickstartConfig(out=folder, seed=seed, resume=folder.exists()))
+    run = open_run(QuickstartConfig(out=folder, seed=seed, only="diffusion", resume=folder.exists()))
     run.stage("generate", generate_candidates)
     asked = run.stage("rate-first", rate_first_pairs)["pairs"] + run.stage("rate-second", rate_second_pairs)["pairs"]
     run.stage("rate-held-out", rate_held_out_pairs)

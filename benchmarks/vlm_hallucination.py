@@ -25,7 +25,7 @@ from mmrlhf.tiny.scene_text import DESCRIBE
 from vlm import dense_dpo, dpo, sft
 from vlm.benchmarks.pooled import pooled
 from vlm.benchmarks.pope import build_questions, says_yes
-from vlm.benchmarks.scenes import counts, figures
+from vlm.benchmarks.scenes import changes, counts, figures
 from vlm.dense_dpo import DenseDPOConfig
 from vlm.dpo import DPOConfig
 from vlm.generate import GenerateConfig, generate
@@ -140,28 +140,12 @@ def summary(found: dict[int, dict[str, Any]], methods: list[str]) -> list[dict[s
             own = [each for seed in found for each in found[seed][name][way]["counts"]]
             before = [each for seed in found for each in found[seed]["tiny-llava"][way]["counts"]]
             row[way] = pooled(own, figures)
-            row[way]["chair_i_change"] = change(before, own, "false", "mentions", relative=True)
-            row[way]["coverage_change"] = change(before, own, "covered", "there", relative=False)
+            row[way] |= {f"{key}_change": value for key, value in changes(before, own).items()}
         row["yes_no"] = {
             key: float(np.mean([found[seed][name]["yes_no"][key] for seed in found])) for key in ("accuracy", "f1")
         }
         rows.append(row)
     return rows
-
-
-def change(
-    before: list[dict[str, float]], after: list[dict[str, float]], part: str, whole: str, *, relative: bool
-) -> list[float]:
-    """[value, low, high]: how a pooled ratio changed, in percent of it or in points; bootstrap over scenes, paired."""
-    table = np.array([[b[part], b[whole], a[part], a[whole]] for b, a in zip(before, after, strict=True)], dtype=float)
-    drawn = np.random.default_rng(0).multinomial(len(table), np.full(len(table), 1 / len(table)), size=2000) @ table
-
-    def of(sums: np.ndarray) -> np.ndarray:
-        old, new = sums[..., 0] / sums[..., 1], sums[..., 2] / np.maximum(sums[..., 3], 1)
-        return 100 * (new / old - 1) if relative else 100 * (new - old)
-
-    low, high = np.quantile(of(drawn), [0.025, 0.975])
-    return [float(of(table.sum(0))), float(low), float(high)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -88,6 +88,9 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
         "fine-tune on corrected answers, what was corrected counting more: RLHF-V",
     ),
+    "vlm reward": ("vlm.reward", "RewardConfig", "train", "a reward for the parts of answers, from marked ones"),
+    "vlm ppo": ("vlm.ppo", "PPOConfig", "train", "fine-tune on the model's own answers: proximal policy optimization"),
+    "vlm grpo": ("vlm.grpo", "GRPOConfig", "train", "fine-tune with groups of answers a question: GRPO, RLOO"),
     "vlm eval": (
         "vlm.evaluate",
         "EvalConfig",

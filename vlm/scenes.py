@@ -68,8 +68,8 @@ def marked(truth: SceneTruth, name: str, row: Row) -> SegmentedItem:
     return SegmentedItem(name, segments, row.prompt, row.answer, image=row.image, annotator="truth")
 
 
-def read_responses(path: Path) -> list[tuple[str, Row]]:
-    """(name, answered question) of each line with prompt, image and response. UserError for a bad one."""
+def read_responses(path: Path, *, keep_empty: bool = False) -> list[tuple[str, Row]]:
+    """(name, answered question) of each line with prompt, image and response, empty answers left out. UserError for a bad one."""
     found: list[tuple[str, Row]] = []
     for number, line in enumerate(read_text(path, "a file of answers").splitlines(), start=1):
         if not line.strip():
@@ -78,7 +78,7 @@ def read_responses(path: Path) -> list[tuple[str, Row]]:
         row: dict[str, Any] = parse_object(line, where, ("prompt", "image", "response"))
         if missing := [name for name in ("prompt", "image", "response") if not isinstance(row.get(name), str)]:
             raise UserError(f"{where}: {missing[0]} got {json.dumps(row.get(missing[0]))[:60]}, allowed is a text")
-        if row["response"].strip():
+        if keep_empty or row["response"].strip():
             picture = image_of(row, "image", path.parent, where)
             name = f"{row.get('id', number - 1)}" + (f"-{row['sample']}" if "sample" in row else "")
             found.append((name, Row(row["prompt"], row["response"], picture)))

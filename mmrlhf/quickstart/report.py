@@ -20,25 +20,52 @@ SHOWN_PROMPTS, SHOWN_PAIRS, SHEET_PROMPTS = 16, 12, 12
 
 
 def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any]) -> Path:
-    """Write `folder/report.html` and before_after.png from the metrics and the stages' results; returns the page's path."""
+    """Write `folder/report.html`, and before_after.png of pictures, from the metrics and the stages' results; returns the page."""
+    drew, answered = "evaluate" in results, "vlm-evaluate" in results
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
         metrics=metrics,
-        prompts=before_and_after(folder, results["evaluate"]),
-        pairs=shown_pairs(folder, results),
-        raters=results["reward"]["rater_table"],
-        reward=results["reward"],
-        config=results["evaluate"]["config"],
-        learning_curve=learning_curve(results["fine-tune"]["epochs"]),
-        gold_change=gold_change(results["evaluate"]["by_prompt"]),
-        reliability=reliability(results["reward"]["reliability"]),
+        drawing=drawing_half(folder, results) if drew else None,
+        answering=answering_half(folder, results) if answered else None,
     )
-    save_image(sheet(folder, results["evaluate"]), folder / "before_after.png")
+    if drew:
+        save_image(sheet(folder, results["evaluate"]), folder / "before_after.png")
     path = folder / "report.html"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page)
     os.replace(temporary, path)
     return path
+
+
+def drawing_half(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of pictures."""
+    return {
+        "prompts": before_and_after(folder, results["evaluate"]),
+        "pairs": shown_pairs(folder, results),
+        "raters": results["reward"]["rater_table"],
+        "reward": results["reward"],
+        "config": results["evaluate"]["config"],
+        "learning_curve": learning_curve(results["fine-tune"]["epochs"]),
+        "gold_change": gold_change(results["evaluate"]["by_prompt"]),
+        "reliability": reliability(results["reward"]["reliability"]),
+    }
+
+
+def answering_half(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of answers: the same pictures, what was said of them before and after, and what was wrong in it."""
+    evaluation = results["vlm-evaluate"]
+    pairs = zip(evaluation["before"]["shown"], evaluation["after"]["shown"], strict=True)
+    answers = [
+        {"image": data_uri(folder / before["image"]), "before": before["parts"], "after": after["parts"]}
+        for before, after in pairs
+    ]
+    return {
+        "answers": answers,
+        "marks": results["vlm-mark"],
+        "before": evaluation["before"]["figures"],
+        "after": evaluation["after"]["figures"],
+        "learning_curve": accuracy_curve(results["vlm-fine-tune"]["epochs"]),
+    }
 
 
 def data_uri(path: Path) -> str:
@@ -140,4 +167,18 @@ def reliability(curves: dict[str, list[dict[str, float]]]) -> str:
         points = [(entry["predicted"], entry["observed"]) for entry in curves[name]]
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, color=colour, label=f"{name} calibration")
     axes.legend(frameon=False)
+    return figure_uri(figure)
+
+
+def accuracy_curve(epochs: list[dict[str, Any]]) -> str:
+    """Share of held-out corrections that the policy prefers to what was marked, and the margin, pass by pass."""
+    figure, axes = new_axes("pass over the marked answers", "corrected answer preferred, held-out")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    numbers = [row["epoch"] + 1 for row in epochs]
+    axes.plot(numbers, [row["validation_implicit_accuracy"] for row in epochs], color=ACCENT, marker="o", ms=4)
+    axes.set_ylim(0, 1.03)
+    right = axes.twinx()
+    right.plot(numbers, [row["validation_implicit_margin"] for row in epochs], color=MUTED, linestyle="--")
+    right.set_ylabel("implicit margin", color=MUTED)
+    right.spines["top"].set_visible(False)
     return figure_uri(figure)

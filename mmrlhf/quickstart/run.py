@@ -25,8 +25,10 @@ class QuickstartConfig:
 
     out: Path = Path("quickstart")
     """Folder for everything the run writes; report.html and metrics.json are the results."""
+    only: Literal["both", "diffusion", "vlm"] = "both"
+    """Which half: pictures that a text-to-image model draws, answers that a vision-language model gives, or both."""
     rater: Literal["simulated", "human"] = "simulated"
-    """Who rates: three simulated raters with one hidden taste, or you, in the web app."""
+    """Who rates pictures: three simulated raters with one hidden taste, or you, in the web app."""
     seed: int = 0
     """Everything random follows from it."""
     resume: bool = False
@@ -63,10 +65,26 @@ class QuickstartConfig:
     """Samples in one update of the weights."""
     lora_rank: int = 8
     """Rank of the LoRA matrices."""
+    vlm_model: str = "tiny-llava"
+    """Vision-language model to align."""
+    marked_answers: int = 400
+    """Answers about scenes in which an annotator who sees the truth marks what is wrong."""
+    held_out_scenes: int = 150
+    """Scenes kept apart to measure on."""
+    vlm_epochs: int = 4
+    """Passes over the marked answers."""
+    vlm_learning_rate: float = 5e-4
+    """Of the LoRA weights; far above the usual, as above."""
+    gamma: float = 5.0
+    """How much more the corrected words count than the others."""
     host: str = "127.0.0.1"
     """Where the rating app listens (--rater human)."""
     port: int = 7860
     """Its port."""
+
+
+OF_ANSWERS = {"vlm_model", "marked_answers", "held_out_scenes", "vlm_epochs", "vlm_learning_rate", "gamma"}
+"""Settings of the vision-language half alone."""
 
 
 @dataclass
@@ -131,13 +149,13 @@ def check_settings(config: QuickstartConfig) -> None:
     least = {
         "train_prompts": 5, "held_out_prompts": 2, "images_per_prompt": 2, "pairs": 3, "held_out_pairs": 1, "epochs": 1,
         "samples_per_epoch": 2, "samples_per_prompt": 2, "train_batch_size": 1, "num_steps": 2, "lora_rank": 1,
-        "guidance_scale": 0,
+        "guidance_scale": 0, "marked_answers": 20, "held_out_scenes": 2, "vlm_epochs": 1,
     }  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)
         if not low <= value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {low} or more")
-    for name in ("learning_rate", "clip_range"):
+    for name in ("learning_rate", "clip_range", "vlm_learning_rate", "gamma"):
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} got {getattr(config, name)}, allowed is above 0")
     of_a_prompt = math.comb(config.images_per_prompt, 2)
@@ -158,26 +176,44 @@ def check_models(config: QuickstartConfig) -> None:
     """UserError where a model cannot be loaded, ModuleNotFoundError where a package is missing that the last stage needs."""
     import matplotlib  # noqa: F401
 
-    from diffusion.policy import DiffusionPolicy
-    from mmrlhf.rewards.encoders.clip import CLIPBackbone
+    if config.only != "vlm":
+        from diffusion.policy import DiffusionPolicy
+        from mmrlhf.rewards.encoders.clip import CLIPBackbone
 
-    CLIPBackbone.load(config.backbone)
-    DiffusionPolicy.load(config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale)
+        CLIPBackbone.load(config.backbone)
+        DiffusionPolicy.load(config.model, num_steps=config.num_steps, guidance_scale=config.guidance_scale)
+    if config.only != "diffusion":
+        import peft  # noqa: F401
+
+        from vlm.policy import VisionLanguagePolicy
+
+        VisionLanguagePolicy.load(config.vlm_model)
+
+
+def settings_of(config: QuickstartConfig) -> dict[str, Any]:
+    """The settings that make a run what it is: those of the halves that are asked for."""
+    left_out = {"out", "resume", "host", "port", "only"}
+    if config.only == "diffusion":
+        left_out |= OF_ANSWERS
+    every = dataclasses.asdict(config)
+    names = OF_ANSWERS | {"seed"} if config.only == "vlm" else set(every)
+    return {name: value for name, value in every.items() if name in names - left_out}
 
 
 def open_run(config: QuickstartConfig) -> Run:
     """Make the folder, or take up the run that is in it. UserError when it holds something else."""
     folder = config.out
     recorded = folder / "config.json"
-    wanted = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "resume", "host", "port")}
+    wanted = settings_of(config)
     if recorded.exists():
         found = read_json(recorded)
         if not config.resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-        changed = [key for key, value in wanted.items() if found.get(key) != value]
+        changed = [key for key, value in wanted.items() if key in found and found[key] != value]
         if changed:
-            named = ", ".join(f"{key} was {found.get(key)}, now {wanted[key]}" for key in changed)
+            named = ", ".join(f"{key} was {found[key]}, now {wanted[key]}" for key in changed)
             raise UserError(f"{folder} holds a run with other settings ({named}): repeat them, or choose another --out")
+        wanted = found | wanted  # the other half's stay
     elif not is_unused(folder):
         raise UserError(f"{folder} exists and is no quickstart run: choose an empty or new folder for --out")
     try:

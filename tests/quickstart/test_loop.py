@@ -39,7 +39,7 @@ STAGES = ["generate", "rate-first", "rate-second", "rate-held-out", "reward", "f
 def small(out: Path, **changes: Any) -> QuickstartConfig:
     config = QuickstartConfig(
         out=out, train_prompts=8, held_out_prompts=5, images_per_prompt=3, pairs=12, held_out_pairs=8, epochs=2,
-        samples_per_epoch=8, samples_per_prompt=2, train_batch_size=4, num_steps=3, guidance_scale=1.0,
+        samples_per_epoch=8, samples_per_prompt=2, train_batch_size=4, num_steps=3, guidance_scale=1.0, only="diffusion",
     )  # fmt: skip
     return dataclasses.replace(config, **changes)
 

@@ -12,7 +12,7 @@ from mmrlhf.tiny.scene_text import SENTENCE, Marker, mentioned
 from mmrlhf.tiny.scenes import Scene
 from vlm.benchmarks import chair
 from vlm.benchmarks.answers import check_ids, missing_note, read_answers
-from vlm.benchmarks.pooled import Columns, percent, pooled
+from vlm.benchmarks.pooled import Columns, Row, percent, pooled, ratio, resampled_sums
 
 
 def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measured(texts: Sequence[str], scenes: Sequence[Scene], seed: int = 0) -> di
     return pooled([counts(text, scene) for text, scene in zip(texts, scenes, strict=True)], figures, seed=seed)
 
 
-def counts(text: str, scene: Scene) -> dict[str, float]:
+def counts(text: str, scene: Scene) -> Row:
     """One answer as counts."""
     spans = [part.span() for part in SENTENCE.finditer(text) if part[0].strip()]
     wrong = [label for label in Marker(scene).mark(text, "") if label.tag == "misleading"]
@@ -40,6 +40,22 @@ def counts(text: str, scene: Scene) -> dict[str, float]:
     return chair.counts(mentioned(text), scene.kinds, len(text.split())) | {
         "sentences": len(spans), "false_sentences": false,
     }  # fmt: skip
+
+
+def changes(before: Sequence[Row], after: Sequence[Row], seed: int = 0) -> dict[str, list[float]]:
+    """[value, low, high] of the change between answers about the same scenes: CHAIR_i in percent of what it was, coverage in
+    points; 95 % percentile bootstrap over scenes, which are paired."""
+    columns = ("false", "mentions", "covered", "there")
+    table = np.array(
+        [[row[name] for row in pair for name in columns] for pair in zip(before, after, strict=True)], float
+    )
+    sums = np.concatenate([table.sum(axis=0, keepdims=True), resampled_sums(table, seed)])
+    found = {}
+    for name, place in (("chair_i", 0), ("coverage", 2)):
+        old, new = (ratio(sums[:, i + place], sums[:, i + place + 1]) for i in (0, 4))
+        moved = 100 * (ratio(new, old) - 1 if name == "chair_i" else new - old)
+        found[name] = [float(value) for value in (moved[0], *np.nanquantile(moved[1:], [0.025, 0.975]))]
+    return found
 
 
 def figures(sums: Columns) -> dict[str, np.ndarray]:
