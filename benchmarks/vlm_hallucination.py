@@ -46,11 +46,12 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+DENSE: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 3, "beta": 2.0}
 METHODS = {
-    "SFT on corrected": Method(SFTConfig, sft.train, {"learning_rate": 1e-3, "epochs": 5}),
-    "DPO": Method(DPOConfig, dpo.train, {"learning_rate": 5e-4, "epochs": 4, "beta": 0.1}),
-    "Dense DPO, γ 1": Method(DenseDPOConfig, dense_dpo.train, {"learning_rate": 5e-4, "epochs": 4, "gamma": 1.0}),
-    "Dense DPO, γ 5": Method(DenseDPOConfig, dense_dpo.train, {"learning_rate": 5e-4, "epochs": 4, "gamma": 5.0}),
+    "DPO": Method(DPOConfig, dpo.train, {"learning_rate": 1e-4, "epochs": 3, "beta": 0.1}),
+    "Dense DPO, γ 5": Method(DenseDPOConfig, dense_dpo.train, DENSE | {"gamma": 5.0}),
+    "Dense DPO, γ 1": Method(DenseDPOConfig, dense_dpo.train, DENSE | {"gamma": 1.0}),
+    "SFT on corrected": Method(SFTConfig, sft.train, {"learning_rate": 5e-4, "epochs": 2}),
 }
 
 

@@ -20,7 +20,7 @@ SHOWN_PROMPTS, SHOWN_PAIRS, SHEET_PROMPTS = 16, 12, 12
 
 
 def write_report(folder: Path, metrics: dict[str, Any], results: dict[str, Any]) -> Path:
-    """Write `folder/report.html`, and before_after.png of pictures, from the metrics and the stages' results; returns the page."""
+    """Write `folder/report.html`, and before_after.png of pictures, from the metrics and the stages' results; gives the page."""
     drew, answered = "evaluate" in results, "vlm-evaluate" in results
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
