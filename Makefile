@@ -32,6 +32,7 @@ tree: $(STAMP)  ## the README's file tree, from the files' docstrings
 tiny: $(STAMP)  ## train the shipped models again, into runs/tiny/models (hours without a GPU; resumable)
 	$(BIN)/python -m pip install -e '.[tiny]'
 	$(BIN)/mmrlhf tiny train --out runs/tiny/models
+	$(BIN)/mmrlhf tiny train-llava --out runs/tiny/models/tiny-llava
 
 report: $(STAMP)  ## the demo with several seeds, into runs/quickstart-SEED
 	for seed in $(SEEDS); do $(BIN)/mmrlhf quickstart --out runs/quickstart-$$seed --seed $$seed --resume || exit 1; done

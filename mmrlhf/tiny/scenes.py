@@ -7,6 +7,7 @@ some that are not there, as large ones do. Art: Twemoji (CC-BY 4.0), as one shee
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -152,8 +153,8 @@ def art_sheets() -> dict[int, Float[Tensor, "n 4 size size"]]:
     }
 
 
-def write_art() -> None:
-    """Make the sheet of art anew from the registry's package of drawings."""
+def write_art(file: Path) -> None:
+    """Make the sheet of art from the registry's package of drawings."""
     from mmrlhf.tiny.emoji import catalogue, twemoji_path
 
     codes = {concept.name: concept.hexcode for concept in catalogue()}
@@ -162,5 +163,5 @@ def write_art() -> None:
         path = twemoji_path(codes[UNICODE_NAMES.get(drawing, drawing)])
         assert path is not None
         sheet.paste(Image.open(path).convert("RGBA").resize((72, 72)), (72 * (place % 8), 72 * (place // 8)))
-    ART.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(ART, optimize=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file, format="PNG", optimize=True)

@@ -14,7 +14,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_FOLDER
 from mmrlhf.tiny.judge import Judge
 
-NAMES = ("tiny-sd", "tiny-clip", "tiny-judge")
+NAMES = ("tiny-sd", "tiny-clip", "tiny-judge", "tiny-llava")
 PROMPTS = 40
 
 
