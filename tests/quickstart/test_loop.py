@@ -177,6 +177,7 @@ def interrupted(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_ends_with_the_same_metrics(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
