@@ -302,7 +302,7 @@ def write_card(folder: Path, count: int) -> None:
     generator = np.random.default_rng([0, 999])
     scenes = [random_scene(generator) for _ in range(count)]
     rows = [Row(DESCRIBE, None, image) for image in render(scenes, generator)]
-    figures = {}
+    figures: dict[str, float] = {}
     for way, temperature in (("drawn", 1.0), ("likeliest", 0.0)):
         texts: list[str] = []
         for first in tqdm(range(0, count, 50), desc=f"tiny-llava, {way} answers"):
