@@ -182,6 +182,8 @@ class Marker:
         start, end = span
         reached = start + len(answer[start:end]) - len(answer[start:end].lstrip())
         for (low, high), right in sorted(set(self.wrong_words(answer, own, span))):
+            if low < reached:  # one phrase for two kinds, of which neither is there
+                continue
             if answer[reached:low].strip():
                 labels.append(SegmentLabel(item, reached, low, "correct"))
             labels.append(SegmentLabel(item, low, high, "misleading", right))

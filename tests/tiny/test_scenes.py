@@ -97,6 +97,8 @@ def test_what_an_annotator_marks_of_every_kind_of_mistake() -> None:
     (wrong,) = [each for each in Marker(SCENE).mark("The background is pink.", "") if each.tag == "misleading"]
     assert wrong.correction == "green"
     assert Marker(SCENE).mark("", "") == []
+    both = Marker(SCENE).mark("A cow and a book are at the top.", "")
+    assert [(each.start, each.end) for each in both] == [(0, 21), (21, 31)]
     empty = Marker(SCENE).mark("The background is green. What a day! The background is green.", "")
     assert [each.tag for each in empty] == ["correct", "irrelevant", "irrelevant"]
 
