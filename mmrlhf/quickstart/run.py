@@ -71,7 +71,7 @@ class QuickstartConfig:
     """Answers about scenes in which an annotator who sees the truth marks what is wrong."""
     held_out_scenes: int = 150
     """Scenes kept apart to measure on."""
-    vlm_epochs: int = 3
+    vlm_epochs: int = 2
     """Passes over the marked answers."""
     vlm_learning_rate: float = 2e-4
     """Of the LoRA weights; far above the usual, as above."""
