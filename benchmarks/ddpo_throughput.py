@@ -13,9 +13,9 @@ import torch
 from diffusion.ddpo import step_loss
 from diffusion.ddpo_config import DDPOConfig
 from diffusion.families.family import rows_of
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
+from mmrlhf.seeding import seeded
 
 
 def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -43,11 +43,11 @@ from diffusers import AutoencoderKL
 
 from diffusion.families.unets import LORA_TARGETS
 from diffusion.loading import load_pipeline
-from diffusion.noise import seeded
 from diffusion.rollouts import draw_prompts
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading
+from mmrlhf.seeding import seeded
 
 PROMPTS = (
     "red apple", "blue heart", "grinning face", "dog face", "rocket", "four leaf clover", "sun with face", "soccer ball",

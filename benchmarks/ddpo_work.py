@@ -25,10 +25,10 @@ from trl_side import TURN, Meter, described, matmul_rate, memory, red_minus_blue
 
 from diffusion import ddpo, rollouts, training
 from diffusion.ddpo_config import DDPOConfig
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 
 SIDES = ("mmrlhf", "TRL")
 NUMBERS = {

@@ -26,10 +26,11 @@ from trl_side import memory
 
 from diffusion.ddpo import step_loss
 from diffusion.ddpo_config import DDPOConfig
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import single_steps
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 
 RESULT = "peak of the step, MiB: "

@@ -27,7 +27,6 @@ from diffusion import d3po, ddpo, dpo, draft, grpo, kto, nft, rwr, sft
 from diffusion.ddpo_config import DDPOConfig
 from diffusion.draft_config import DRaFTConfig
 from diffusion.grpo_config import GRPOConfig
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.data import write_pairs, write_text
 from mmrlhf.quickstart.candidates import generate_candidates, split_prompts
@@ -35,6 +34,7 @@ from mmrlhf.quickstart.learning import learn_reward
 from mmrlhf.quickstart.rating import labelled_pairs, rate_first_pairs, rate_held_out_pairs, rate_second_pairs
 from mmrlhf.quickstart.run import QuickstartConfig, Run, open_run
 from mmrlhf.rewards import load_reward
+from mmrlhf.seeding import seeded
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.taste import taste
 from mmrlhf.tiny.judge import Judge

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffusion.ddpo import check_has_noise
 from diffusion.dpo import DPOConfig
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
 from diffusion.rollouts import check_numbers, draw_prompts, joined, rate, reward_figures, select, single_steps
@@ -23,6 +23,7 @@ from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 

@@ -16,7 +16,6 @@ from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.diagnosis import diagnose
 from diffusion.diversity import DiversityWatch
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.policy_gradient import train_on_steps
 from diffusion.rollouts import (
@@ -33,6 +32,7 @@ from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.rl import PromptStatistics, clipped_surrogate
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, Stateful
 from mmrlhf.types import Rollout
 

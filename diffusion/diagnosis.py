@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from mmrlhf.rl import SMALL_SPREAD
+
 PATIENCE = 3  # epochs in a row before something is called stuck
-SMALL_SPREAD = 1e-6
 FEW_SAMPLES = 4  # a mean and a spread of fewer say little
 SMALL_SHARE = 0.01  # of the spread of all rewards
 OFTEN_CLIPPED = 0.2

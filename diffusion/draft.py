@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffusion.draft_config import DRaFTConfig, validate
 from diffusion.families import Conditions
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import draw_prompts, one_each, reward_figures
 from diffusion.sampling import Sampler, column
@@ -25,6 +25,7 @@ from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 
 Latents = Float[Tensor, "b c h w"]
 LATE_SHARE = 0.25  # ReFL stops in the last 10 of 40 steps

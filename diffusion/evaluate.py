@@ -16,8 +16,9 @@ from diffusion.evaluation.figures import category_figures, diversity_figures, re
 from diffusion.evaluation.page import write_page
 from diffusion.evaluation.prompt_files import CategorisedPrompt, read_categorised
 from mmrlhf.data import Item, write_jsonl, write_text
+from mmrlhf.models import pick_device
 from mmrlhf.rewards import load_reward
-from mmrlhf.rewards.encoders.clip import load_backbone, pick_device
+from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.score import score_items
 from mmrlhf.types import Reward
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import tell_of_cut_prompts
 from mmrlhf.config import check_seed
@@ -19,6 +18,7 @@ from mmrlhf.data import read_prompts, write_text
 from mmrlhf.errors import UserError
 from mmrlhf.images import to_pil
 from mmrlhf.runs import METRICS, check_folder, claim_folder, settings
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Images
 
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from diffusion.ddim import gaussian_kl, gaussian_log_prob
 from diffusion.ddpo import check_has_noise
-from diffusion.diagnosis import SMALL_SPREAD, diagnose
+from diffusion.diagnosis import diagnose
 from diffusion.diversity import DiversityWatch
 from diffusion.flow_sde import FlowCoefficients
 from diffusion.grpo_config import GRPOConfig, validate
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.policy_gradient import train_on_steps
 from diffusion.rollouts import (
@@ -32,8 +31,15 @@ from diffusion.sampling import Sampler
 from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
-from mmrlhf.rl import clipped_surrogate, group_advantages, leave_one_out_advantages
+from mmrlhf.rl import (
+    advantages_of_rated,
+    clipped_surrogate,
+    group_advantages,
+    group_spreads,
+    leave_one_out_advantages,
+)
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
@@ -70,7 +76,7 @@ def train(
         rollout, rewards = sample_and_rate(policy, reward, chosen, config.sample_batch_size, generator, noisy)
         check_numbers(run, rollout, rewards, epoch)
         groups = rewards.view(config.prompts_per_epoch, config.samples_per_prompt)
-        advantages = advantages_within(groups, config.algorithm).flatten()
+        advantages = advantages_of_rated(groups, ALGORITHMS[config.algorithm]).flatten()
         rows = own_rows(count, config.sample_batch_size)
         measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         if config.window:  # the rollout knows of the window's steps only
@@ -114,32 +120,9 @@ def window(config: GRPOConfig, possible: int, epoch: int) -> range | None:
     return range(start, start + config.window)
 
 
-def advantages_within(rewards: Float[Tensor, "g n"], algorithm: str) -> Float[Tensor, "g n"]:
-    """Advantages of groups of `n` samples a prompt among those that are rated; 0 where the reward abstains (NaN), or all but one.
-
-    In float64, as the spread of a group can be small beside its rewards.
-    """
-    advantages = torch.zeros_like(rewards, dtype=torch.float64)
-    for row, group in enumerate(rewards.double()):
-        rated = group.isfinite()
-        if rated.sum() > 1:
-            advantages[row, rated] = ALGORITHMS[algorithm](group[rated].unsqueeze(0)).squeeze(0)
-    return advantages.to(rewards)
-
-
 def group_figures(rewards: Float[Tensor, "g n"]) -> dict[str, float]:
-    """Mean spread within groups, share of the groups without spread, and rated samples a group."""
-    groups = [group[group.isfinite()] for group in rewards.double()]
-    spreads = [float(group.std(correction=0)) if len(group) else 0.0 for group in groups]
-    flat = [
-        spread <= SMALL_SPREAD * max(1.0, float(group.abs().mean()) if len(group) else 0.0)
-        for spread, group in zip(spreads, groups, strict=True)
-    ]
-    return {
-        "group_std_mean": sum(spreads) / len(groups),
-        "zero_spread_groups": sum(flat) / len(groups),
-        "rated_per_prompt": sum(map(len, groups)) / len(groups),
-    }
+    """`mmrlhf.rl.group_spreads`, and rated samples a group."""
+    return group_spreads(rewards) | {"rated_per_prompt": int(rewards.isfinite().sum()) / len(rewards)}
 
 
 def improve(

@@ -24,19 +24,6 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU. UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"device got '{name}' ({reason}), allowed are auto, cpu, cuda, cuda:1 … where there is one"
-        ) from error
-
-
 def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing, broken or of another class."""
     where = resolve_model(model)

@@ -17,7 +17,6 @@ from torch import Tensor
 from diffusion.diagnosis import diagnose_samples
 from diffusion.diversity import DiversityWatch
 from diffusion.families import Conditions
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
 from diffusion.sft import Latents, fit, kl_paths
@@ -26,6 +25,7 @@ from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.config import check
 from mmrlhf.data import read_prompts
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,15 +18,6 @@ class PartOf:
 
 
 Generators = torch.Generator | PartOf | Sequence[torch.Generator]
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator for these numbers (a seed, an epoch, an index…), unrelated to that of any others."""
-    entropy = [len(numbers)]  # the count, as numpy ignores zeros at the end
-    for number in numbers:
-        entropy += [number % 2**32, (number >> 32) % 2**32]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
 
 
 def gaussian(shape: Sequence[int], generator: Generators, device: torch.device) -> Float[Tensor, "b c h w"]:

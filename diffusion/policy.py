@@ -18,7 +18,6 @@ from diffusion.loading import (
     load_lora,
     load_pipeline,
     only_errors,
-    pick_device,
     save_lora,
     save_pipeline,
     tune_speed,
@@ -26,6 +25,7 @@ from diffusion.loading import (
 from diffusion.noise import Generators, gaussian
 from diffusion.sampling import column
 from mmrlhf.errors import UserError
+from mmrlhf.models import pick_device
 from mmrlhf.types import Images, Rollout
 
 CACHED_PROMPTS = 4096

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.denoising import denoising_errors
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.sft import Latents, digest, encode_files
 from diffusion.tuning_config import TuningConfig, validate_tuning
@@ -22,6 +22,7 @@ from mmrlhf.data import Item, Pair, read_pairs, split_by_prompt
 from mmrlhf.datasets.export import answers
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
+from mmrlhf.seeding import seeded
 
 FIXED_DRAWS = 4  # times and noises of each held-out image
 

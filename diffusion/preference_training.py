@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import PreferenceConfig, encode_once, identity
 from diffusion.sft import BatchLoss, Latents, fit, kl_paths
@@ -15,6 +14,7 @@ from diffusion.training import Run, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import MAY_DIFFER
 from mmrlhf.data import Item
 from mmrlhf.runs import RunResult, check_folder, settings
+from mmrlhf.seeding import seeded
 
 
 @runtime_checkable

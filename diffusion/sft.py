@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffusion.denoising import denoising_errors
 from diffusion.draft import sampling_with
 from diffusion.families import Conditions
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.training import Run, begin, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import TuningConfig, validate_tuning
@@ -24,6 +24,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.images import load_images
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 

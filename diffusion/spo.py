@@ -17,7 +17,6 @@ from tqdm import tqdm
 from diffusion.d3po import NOTHING_TRAINED
 from diffusion.ddim import gaussian_log_prob
 from diffusion.ddpo import check_has_noise
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
 from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, select, single_steps
@@ -28,6 +27,7 @@ from diffusion.training import Run, begin, hold_to_budget, load_policy, load_rew
 from mmrlhf.data import read_prompts
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
+from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 

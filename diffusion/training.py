@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from diffusion.generate import generate_images
-from diffusion.loading import pick_device
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import tell_of_cut_prompts
 from diffusion.tuning_config import MAY_DIFFER, TuningConfig
 from mmrlhf import distributed
 from mmrlhf.images import grid, save_image
+from mmrlhf.models import pick_device
 from mmrlhf.runs import settings
 from mmrlhf.tracking import log_pictures
 from mmrlhf.training import Stateful, TrainingRun, check_run

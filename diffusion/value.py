@@ -11,31 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.distributed import sum_gradients, total
-from mmrlhf.rl import gae, whiten
+from mmrlhf.rl import explained_variance, gae, value_loss, whiten
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 
 GRID = 4  # latents are averaged to this many rows and columns
 HIDDEN = 128
 FARTHEST = 5.0  # a feature counts up to this many standard deviations of the first epoch
 SMALLEST_SPREAD = 1e-3
-
-
-def value_loss(
-    values: Float[Tensor, "b t"], old_values: Float[Tensor, "b t"], returns: Float[Tensor, "b t"], clip: float
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """½ mean max((V−R)², (clip(V, V_old±ε)−R)²): what V moves beyond ε earns nothing. Metrics: `value_loss`."""
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    loss = 0.5 * torch.maximum((values - returns).square(), (near - returns).square()).mean()
-    return loss, {"value_loss": float(loss.detach())}
-
-
-def explained_variance(values: Float[Tensor, "b t"], returns: Float[Tensor, "b t"]) -> float:
-    """1 − Var(R − V)/Var(R): 1 is perfect, 0 no better than a constant, below 0 worse; 0 where R has no spread."""
-    spread = float(returns.var(correction=0))
-    return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0
 
 
 def steps_of(

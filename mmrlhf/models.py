@@ -55,5 +55,5 @@ def pick_device(name: str) -> Any:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"device got '{name}' ({reason}), allowed are auto, cpu, cuda, cuda:1 … where there is one"
+            f"--device got '{name}' ({reason}), allowed are auto, cpu, cuda, cuda:1 … where there is one"
         ) from error

@@ -4,13 +4,16 @@ Pure functions of tensors, and two small classes for what is known from earlier 
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmrlhf.errors import UserError
+
+SMALL_SPREAD = 1e-6
+"""Rewards whose spread is below this, beside their size, are all alike."""
 
 
 def clipped_surrogate(
@@ -99,6 +102,30 @@ def leave_one_out_advantages(rewards: Float[Tensor, "g n"]) -> Float[Tensor, "g 
     return (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
 
 
+def advantages_of_rated(rewards: Float[Tensor, "g n"], estimate: Callable[[Tensor], Tensor]) -> Float[Tensor, "g n"]:
+    """What `estimate` gives for the rated of each group of `n`; 0 where the reward abstains (NaN), or all but one.
+
+    In float64, as the spread of a group can be small beside its rewards.
+    """
+    advantages = torch.zeros_like(rewards, dtype=torch.float64)
+    for row, group in enumerate(rewards.double()):
+        rated = group.isfinite()
+        if rated.sum() > 1:
+            advantages[row, rated] = estimate(group[rated].unsqueeze(0)).squeeze(0)
+    return advantages.to(rewards)
+
+
+def group_spreads(rewards: Float[Tensor, "g n"]) -> dict[str, float]:
+    """Mean spread within groups, and the share of the groups without spread, of the rewards that are numbers."""
+    groups = [group[group.isfinite()] for group in rewards.double()]
+    spreads = [float(group.std(correction=0)) if len(group) else 0.0 for group in groups]
+    flat = [
+        spread <= SMALL_SPREAD * max(1.0, float(group.abs().mean()) if len(group) else 0.0)
+        for spread, group in zip(spreads, groups, strict=True)
+    ]
+    return {"group_std_mean": sum(spreads) / len(groups), "zero_spread_groups": sum(flat) / len(groups)}
+
+
 def whiten(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
     """(A − mean) / (std + 1e-8), population std, over the entries of `mask`; 0 elsewhere."""
     kept = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
@@ -165,3 +192,27 @@ class AdaptiveKL:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take up what `state_dict` gave."""
         self.beta = state["beta"]
+
+
+def value_loss(
+    values: Float[Tensor, "b t"],
+    old_values: Float[Tensor, "b t"],
+    returns: Float[Tensor, "b t"],
+    clip: float,
+    mask: Bool[Tensor, "b t"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """½ mean max((V−R)², (clip(V, V_old±ε)−R)²) over `mask`: what V moves beyond ε earns nothing. Metrics: `value_loss`."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    errors = torch.maximum((values - returns).square(), (near - returns).square())
+    loss = 0.5 * (errors if mask is None else errors[mask]).mean()
+    return loss, {"value_loss": float(loss.detach())}
+
+
+def explained_variance(
+    values: Float[Tensor, "b t"], returns: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None = None
+) -> float:
+    """1 − Var(R − V)/Var(R) over `mask`: 1 is perfect, 0 no better than a constant, below 0 worse; 0 where R has no spread."""
+    if mask is not None:
+        values, returns = values[mask], returns[mask]
+    spread = float(returns.var(correction=0))
+    return 1 - float((returns - values).var(correction=0)) / spread if spread > 0 else 0.0

@@ -1,6 +1,5 @@
 """What a reward says of an answer: a number for each of its parts, and so for the whole."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -58,10 +57,10 @@ def check_judgements(judgements: Sequence[Judgement], rows: Sequence[Row]) -> No
 
 
 def named_reward(name: str) -> AnswerReward:
-    """The reward that `module:function` names: a function (rows) -> list of judgements. UserError where there is none."""
-    module, _, function = name.partition(":")
+    """The reward that `module:function` or `file.py:function` names: (rows) -> judgements. UserError where there is none."""
+    from mmrlhf.rewards.rules.python_function import absolute, load_function
+
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--reward got '{name}' ({error}), allowed are a folder, or module:function") from error
-    return found
+        return load_function(absolute(name))
+    except UserError as error:
+        raise UserError(f"--reward got '{name}': {error}") from error

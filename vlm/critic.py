@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from mmrlhf.figures import Figures
+from mmrlhf.rl import value_loss
 
 
 class Critic:
@@ -92,22 +93,3 @@ class Critic:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scale = state["scale"]
-
-
-def value_loss(
-    values: Float[Tensor, "b t"],
-    old_values: Float[Tensor, "b t"],
-    returns: Float[Tensor, "b t"],
-    clip: float,
-    mask: Bool[Tensor, "b t"],
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """½ mean max((V−R)², (clip(V, V_old±ε)−R)²) over `mask`: what V moves beyond ε earns nothing. Metrics: `value_loss`."""
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    loss = 0.5 * torch.maximum((values - returns).square(), (near - returns).square())[mask].mean()
-    return loss, {"value_loss": float(loss.detach())}
-
-
-def explained_variance(values: Float[Tensor, "b t"], returns: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> float:
-    """1 − Var(R − V)/Var(R) over `mask`: 1 is perfect, 0 no better than a constant, below 0 worse; 0 where R has no spread."""
-    spread = float(returns[mask].var(correction=0))
-    return 1 - float((returns - values)[mask].var(correction=0)) / spread if spread > 0 else 0.0

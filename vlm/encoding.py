@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmrlhf.errors import UserError
@@ -33,10 +33,23 @@ class Encoded(NamedTuple):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Encoded":
         """On a device; pictures in `dtype`."""
-        inputs = {
-            name: value.to(device, dtype if value.is_floating_point() else None) for name, value in self.inputs.items()
-        }
-        return Encoded(inputs, self.starts.to(device), self.answers.to(device), self.mask.to(device))
+        return Encoded(
+            moved(self.inputs, device, dtype), self.starts.to(device), self.answers.to(device), self.mask.to(device)
+        )
+
+
+def moved(inputs: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a model reads on its device; pictures in `dtype`."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+
+
+def at_answers(
+    hidden: Float[Tensor, "b l d"], starts: Int[Tensor, " b"], mask: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b t d"]:
+    """The states at the places from `starts` on, one for each token of an answer; 0 outside `mask`."""
+    places = starts.unsqueeze(1) + torch.arange(mask.shape[1], device=hidden.device)
+    rows = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
+    return hidden[rows, places.clamp(max=hidden.shape[1] - 1)] * mask.unsqueeze(-1)
 
 
 def answer_tokens(reader: Reader, row: Row, ends: Sequence[int]) -> Tokens:

@@ -8,9 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from mmrlhf.config import check, check_seed
-from mmrlhf.data import image_of, read_text, relative
+from mmrlhf.data import image_of, relative
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
+from vlm.benchmarks.answers import read_records
 from vlm.policy import VisionLanguagePolicy
 
 ASKED = ("prompt", "query", "question", "text")
@@ -99,24 +100,12 @@ def kept_lines(part: Path, config: GenerateConfig) -> list[str]:
 
 def read_questions(path: Path, images: Path | None) -> list[tuple[dict[str, Any], Row]]:
     """(the columns to write with the answer, the question) of each row. UserError names the bad row."""
-    text = read_text(path, "a JSON list of questions, or an object a line")
-    try:
-        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): give a list of objects, or an object a line") from error
-    if not found:
-        raise UserError(f"{path} holds no question: give objects with image and prompt")
     rows = []
-    for number, columns in enumerate(found, start=1):
-        where = f"{path} row {number}"
-        name = next((name for name in ASKED if isinstance(columns, dict) and isinstance(columns.get(name), str)), None)
+    for number, (where, columns) in enumerate(read_records(path, "a JSON list of questions, or an object a line")):
+        name = next((name for name in ASKED if isinstance(columns.get(name), str)), None)
         if name is None:
             raise UserError(f"{where} has no question: give a text as {', '.join(ASKED)}")
         image = image_of(columns, "image", images or path.parent, where) if columns.get("image") else None
         kept = {key: value for key, value in columns.items() if key not in ("answer", "response")}
-        rows.append(({"id": number - 1} | kept, Row(columns[name], None, image)))
+        rows.append(({"id": number} | kept, Row(columns[name], None, image)))
     return rows
-
-
-def lines_of(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]

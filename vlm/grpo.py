@@ -13,14 +13,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmrlhf.config import check
-from mmrlhf.rl import clipped_surrogate, group_advantages, kl_k1, kl_k3, leave_one_out_advantages
+from mmrlhf.rl import (
+    advantages_of_rated,
+    clipped_surrogate,
+    group_advantages,
+    group_spreads,
+    kl_k1,
+    kl_k3,
+    leave_one_out_advantages,
+)
 from mmrlhf.runs import RunResult
 from mmrlhf.training import Loss
 from vlm.answer_rewards import AnswerReward
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import read_prompts, told
 from vlm.rollouts import (
-    SMALL_SPREAD,
     Measured,
     Rollout,
     RolloutConfig,
@@ -98,8 +105,8 @@ def train(
         worth = totals(rollout, config)
         if config.kl_in == "reward":
             worth = worth - config.kl_weight * kl_k1(old.log_probs, old.reference).sum(dim=1)
-        advantages = advantages_within(worth.view(count, each), config.advantages).flatten()
-        line = {"epoch": epoch, **rollout_figures(rollout), **group_figures(totals(rollout, config).view(count, each))}
+        advantages = advantages_of_rated(worth.view(count, each), ADVANTAGES[config.advantages]).flatten()
+        line = {"epoch": epoch, **rollout_figures(rollout), **group_spreads(totals(rollout, config).view(count, each))}
         before = run.snapshot()
         rows = worth.isfinite().nonzero().flatten()
         line |= train_on_answers(
@@ -115,30 +122,6 @@ def train(
         line |= {"beta": config.kl_weight, "seconds": run.seconds()}
         run.record(line, diagnose([*run.metrics, line], config), ("reward_mean", "kl", "clip_fraction"))
     return run.close()
-
-
-def advantages_within(worth: Float[Tensor, "g n"], how: str) -> Float[Tensor, "g n"]:
-    """Advantages of groups of `n` answers a prompt among those that are rated; 0 where the reward abstains (NaN), or all but one.
-
-    In float64, as the spread of a group can be small beside its rewards.
-    """
-    advantages = torch.zeros_like(worth, dtype=torch.float64)
-    for row, group in enumerate(worth.double()):
-        rated = group.isfinite()
-        if rated.sum() > 1:
-            advantages[row, rated] = ADVANTAGES[how](group[rated].unsqueeze(0)).squeeze(0)
-    return advantages.to(worth)
-
-
-def group_figures(worth: Float[Tensor, "g n"]) -> dict[str, float]:
-    """Mean spread within groups, and the share of the groups without spread."""
-    groups = [group[group.isfinite()].double() for group in worth]
-    spreads = [float(group.std(correction=0)) if len(group) else 0.0 for group in groups]
-    flat = [
-        spread <= SMALL_SPREAD * max(1.0, float(group.abs().mean()) if len(group) else 0.0)
-        for spread, group in zip(spreads, groups, strict=True)
-    ]
-    return {"group_std_mean": sum(spreads) / len(groups), "zero_spread_groups": sum(flat) / len(groups)}
 
 
 def batch_loss(

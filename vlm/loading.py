@@ -14,7 +14,7 @@ import torch
 
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
-from mmrlhf.rewards.language.network import DTYPES, padding_of, sees_images
+from mmrlhf.rewards.language.network import DTYPES, check_whole, padding_of, sees_images
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,8 +37,7 @@ def load_model(model: str, dtype: str, device: torch.device) -> tuple[Any, Any]:
             network, found = AutoModelForImageTextToText.from_pretrained(
                 where, dtype=DTYPES[dtype], output_loading_info=True
             )
-        if lost := sorted(found["missing_keys"]):
-            raise UserError(f"the weights in {model} are not whole ({lost[0]} is missing): restore them")
+        check_whole(where, sorted(found["missing_keys"]), False)
     except Exception as error:  # what transformers, its hub client and safetensors raise shares no class
         if isinstance(error, UserError):
             raise

@@ -15,7 +15,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device, quiet_loading
 from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.tuning import checkpoint_gradients
-from vlm.encoding import Encoded, Tokens, answer_tokens, encode, encode_prompts
+from vlm.encoding import Encoded, Tokens, answer_tokens, at_answers, encode, encode_prompts, moved
 from vlm.loading import add_lora, load_adapter, load_model, save_adapter, save_model
 
 LOGITS_AT_ONCE = 2**24
@@ -142,10 +142,7 @@ class VisionLanguagePolicy:
         """The last layer's state from which each token of the answers is drawn; 0 where there is none."""
         with self.recomputing():
             hidden = self.network.base_model(**batch.inputs, use_cache=False).last_hidden_state
-        places = batch.starts.unsqueeze(1) - 1 + torch.arange(batch.mask.shape[1], device=hidden.device)
-        places = places.clamp(max=hidden.shape[1] - 1)
-        rows = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
-        return hidden[rows, places] * batch.mask.unsqueeze(-1)
+        return at_answers(hidden, batch.starts - 1, batch.mask)
 
     def log_probs(self, batch: Encoded, *, temperature: float = 1.0) -> Float[Tensor, "b t"]:
         """log π of each token of a batch's answers; 0 where there is none."""
@@ -166,8 +163,7 @@ class VisionLanguagePolicy:
 
         The same rows and seed give the same answers. `how` goes to `generate` of `transformers`.
         """
-        prompts = encode_prompts(self.reader, rows, "left")
-        prompts = Encoded(prompts, *[torch.zeros(0)] * 3).to(self.device, self.network.dtype).inputs
+        prompts = moved(encode_prompts(self.reader, rows, "left"), self.device, self.network.dtype)
         drawn: dict[str, Any] = {"do_sample": False}
         if temperature:
             drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}

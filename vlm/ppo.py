@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmrlhf.rl import AdaptiveKL, clipped_surrogate, gae, kl_k1, whiten
+from mmrlhf.rl import AdaptiveKL, clipped_surrogate, explained_variance, gae, kl_k1, whiten
 from mmrlhf.runs import RunResult
 from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, Stateful
 from vlm.answer_rewards import AnswerReward
-from vlm.critic import Critic, explained_variance
+from vlm.critic import Critic
 from vlm.policy import VisionLanguagePolicy
 from vlm.ppo_config import PPOConfig, validate
 from vlm.preference_data import read_prompts, told

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.config import check
+from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
@@ -20,7 +21,7 @@ from vlm.encoding import Encoded
 from vlm.losses import changed_tokens, dense_log_prob, dpo_loss
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import Choice, hold_out, read_choices, rows_that_fit, told
-from vlm.training import begin, load_policy, show_progress, updates_before, warm_up
+from vlm.training import begin, load_policy, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -90,7 +91,7 @@ def train_on_choices(
     for epoch in run.epochs():
         seen, norms = Figures(), []
         order = torch.tensor(learnt)[torch.randperm(len(learnt), generator=seeded(config.seed, epoch))]
-        with tqdm(total=len(order), desc="train", unit="pair", leave=False, disable=not show_progress()) as bar:
+        with tqdm(total=len(order), desc="train", unit="pair", leave=False, disable=not is_main_process()) as bar:
             for number, places in enumerate(order.split(size), start=updates_before(epoch, len(order), size)):
                 warm_up(run, number)
                 run.learn(places, loss, len(places), seen, bar)
@@ -142,7 +143,7 @@ def reference_log_probs(
     """Those of the start, which stay: measured once."""
     size = config.micro_batch_size or config.train_batch_size
     found = []
-    with policy.reference(), tqdm(total=len(pairs), desc="start", unit="pair", disable=not show_progress()) as bar:
+    with policy.reference(), tqdm(total=len(pairs), desc="start", unit="pair", disable=not is_main_process()) as bar:
         for first in range(0, len(pairs), size):
             found.append(answer_log_probs(policy, pairs[first : first + size], weighting))
             bar.update(len(pairs[first : first + size]))

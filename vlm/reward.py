@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logit
 
 from mmrlhf.calibration import ece
 from mmrlhf.config import check, check_seed
 from mmrlhf.data import is_unused, write_text
 from mmrlhf.errors import UserError
+from mmrlhf.rewards.calibrate import fit_temperature
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rewards.segments.fit import fit_segments
 from mmrlhf.rewards.segments.labels import SpanLabel
@@ -24,7 +26,8 @@ from vlm.preference_data import hold_out, rows_that_fit
 from vlm.segment_reward import HallucinationReward, Layers, read_answers, source_of
 from vlm.spans import Parts, spans_of
 
-TEMPERATURES = np.geomspace(0.25, 8, 121)
+TEMPERATURES = (0.25, 8.0)
+"""The least and the greatest that few held-out answers can ask for."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +174,8 @@ def judged(
 
 def best_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """The temperature of the odds under which what is true is likeliest (Guo et al. 2017)."""
-    odds = np.log(np.clip(probabilities, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(probabilities, 1e-6, 1 - 1e-6))
-    signed = np.where(truth, odds, -odds)
-    losses = [np.logaddexp(0, -signed / temperature).mean() for temperature in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
+    margins = logit(np.clip(probabilities, 1e-6, 1 - 1e-6))
+    return float(np.clip(fit_temperature(margins, truth.astype(float)), *TEMPERATURES))
 
 
 def best_threshold(probabilities: np.ndarray, truth: np.ndarray, _: np.ndarray | None = None) -> float:

@@ -14,20 +14,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.config import check
+from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.rewards.language.inputs import Row
-from mmrlhf.rl import kl_k1
+from mmrlhf.rl import SMALL_SPREAD, kl_k1
 from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, TrainingRun
 from vlm.answer_rewards import AnswerReward, Judgement, check_judgements
 from vlm.policy import VisionLanguagePolicy
-from vlm.training import show_progress, warm_up
+from vlm.training import warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 EXTREMES = ("ratio_min", "ratio_max")
 PATIENCE = 3  # epochs in a row before something is called stuck
-SMALL_SPREAD = 1e-6
 OFTEN_CLIPPED = 0.5
 FAR = 1.0  # nats a token
 AnswersLoss = Callable[[float, Tensor], Loss]
@@ -130,7 +130,7 @@ def answer(
 ) -> Rollout:
     """An answer a prompt, and what the reward says of it. UserError where it does not judge as it should."""
     parts = []
-    with tqdm(total=len(prompts), desc="answer", leave=False, unit="answer", disable=not show_progress()) as bar:
+    with tqdm(total=len(prompts), desc="answer", leave=False, unit="answer", disable=not is_main_process()) as bar:
         for first in range(0, len(prompts), config.sample_batch_size):
             asked = prompts[first : first + config.sample_batch_size]
             said = policy.generate(
@@ -154,7 +154,7 @@ def measure(
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     log_probs, reference, entropies = torch.zeros(3, *mask.shape)
     kept = torch.zeros(*mask.shape, policy.width if states else 0, dtype=policy.network.dtype)
-    with tqdm(total=len(lengths), desc="measure", leave=False, unit="answer", disable=not show_progress()) as bar:
+    with tqdm(total=len(lengths), desc="measure", leave=False, unit="answer", disable=not is_main_process()) as bar:
         for places in lengths.argsort(stable=True).split(config.sample_batch_size):
             batch, width = encoded(policy, rollout, places), int(lengths[places].max())
             if own:
@@ -231,7 +231,7 @@ def train_on_answers(
     updates = updates_of(config, len(rows))
     number = epoch * config.inner_epochs * updates_of(config, len(rollout.rows))
     whole = config.inner_epochs * len(rows)
-    with tqdm(total=whole, desc="train", leave=False, unit="answer", disable=not show_progress()) as bar:
+    with tqdm(total=whole, desc="train", leave=False, unit="answer", disable=not is_main_process()) as bar:
         for _ in range(config.inner_epochs):
             for places in rows[torch.randperm(len(rows), generator=generator)].tensor_split(updates):
                 warm_up(run, number)

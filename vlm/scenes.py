@@ -3,14 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmrlhf.config import check, check_seed
-from mmrlhf.data import image_of, is_unused, parse_object, read_text
+from mmrlhf.data import image_of, is_unused
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.segments import SegmentedItem, write_segments
 from mmrlhf.tiny.scene_files import write_scenes
+from vlm.benchmarks.answers import read_records
 from vlm.scene_truth import SceneTruth
 
 
@@ -71,16 +71,12 @@ def marked(truth: SceneTruth, name: str, row: Row) -> SegmentedItem:
 def read_responses(path: Path, *, keep_empty: bool = False) -> list[tuple[str, Row]]:
     """(name, answered question) of each line with prompt, image and response, empty answers left out. UserError for a bad one."""
     found: list[tuple[str, Row]] = []
-    for number, line in enumerate(read_text(path, "a file of answers").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} row {number}"
-        row: dict[str, Any] = parse_object(line, where, ("prompt", "image", "response"))
+    for number, (where, row) in enumerate(read_records(path, "what mmrlhf vlm generate wrote")):
         if missing := [name for name in ("prompt", "image", "response") if not isinstance(row.get(name), str)]:
             raise UserError(f"{where}: {missing[0]} got {json.dumps(row.get(missing[0]))[:60]}, allowed is a text")
         if keep_empty or row["response"].strip():
             picture = image_of(row, "image", path.parent, where)
-            name = f"{row.get('id', number - 1)}" + (f"-{row['sample']}" if "sample" in row else "")
+            name = f"{row.get('id', number)}" + (f"-{row['sample']}" if "sample" in row else "")
             found.append((name, Row(row["prompt"], row["response"], picture)))
     if not found:
         raise UserError(f"{path} holds no answer: give what mmrlhf vlm generate wrote")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from mmrlhf.rewards.segments.reward import SegmentReward
 from mmrlhf.rewards.segments.text import TextFeatures, token_spans
 from mmrlhf.runs import CONTENT, content_digest
 from vlm.answer_rewards import AnswerReward, Judgement, SpanReward, named_reward
+from vlm.encoding import at_answers
 from vlm.policy import VisionLanguagePolicy
 from vlm.spans import Parts, spans_of
 
@@ -147,19 +148,12 @@ def read_answers(
         hidden = policy.network.base_model(**batch.inputs, use_cache=False, output_hidden_states=True).hidden_states
         chosen = {"last": [-1], "middle": [len(hidden) // 2], "both": [len(hidden) // 2, -1]}[layers]
         states = torch.cat([hidden[layer] for layer in chosen], dim=-1)
-        own = answer_states(states, batch.starts, batch.mask).float().cpu()
+        own = at_answers(states, batch.starts, batch.mask).float().cpu()
         if not features.numel():
             features = torch.zeros(len(rows), width, own.shape[-1])
         features[part, : own.shape[1]] = own
         mask[part, : own.shape[1]] = batch.mask.cpu()
     return TextFeatures(features, mask, [list(own.offsets) for own in tokens])
-
-
-def answer_states(states: Float[Tensor, "b l d"], starts: Tensor, mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """The states at the answers' own tokens; 0 outside `mask`."""
-    places = (starts.unsqueeze(1) + torch.arange(mask.shape[1], device=states.device)).clamp(max=states.shape[1] - 1)
-    rows = torch.arange(len(states), device=states.device).unsqueeze(1)
-    return states[rows, places] * mask.unsqueeze(-1)
 
 
 def load_answer_reward(name: str, device: str = "auto") -> AnswerReward:

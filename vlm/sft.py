@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.config import check
+from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.rewards.language.inputs import Row
@@ -20,7 +21,7 @@ from mmrlhf.seeding import seeded
 from vlm.losses import token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import hold_out, read_answers, rows_that_fit, told
-from vlm.training import begin, load_policy, show_progress, updates_before, warm_up
+from vlm.training import begin, load_policy, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -63,7 +64,7 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     for epoch in run.epochs():
         seen, norms = Figures(), []
         order = torch.tensor(learnt)[torch.randperm(len(learnt), generator=seeded(config.seed, epoch))]
-        with tqdm(total=len(order), desc="train", unit="answer", leave=False, disable=not show_progress()) as bar:
+        with tqdm(total=len(order), desc="train", unit="answer", leave=False, disable=not is_main_process()) as bar:
             for number, places in enumerate(order.split(size), start=updates_before(epoch, len(order), size)):
                 warm_up(run, number)
                 every = sum(len(tokens[i]) for i in places.tolist())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmrlhf import distributed
 from mmrlhf.runs import settings
 from mmrlhf.training import Stateful, TrainingRun, check_run
 from vlm.policy import VisionLanguagePolicy
@@ -63,8 +62,3 @@ def warm_up(run: TrainingRun, number: int) -> None:
 def updates_before(epoch: int, rows: int, batch: int) -> int:
     """How many updates the epochs before this one made."""
     return epoch * -(-rows // batch)
-
-
-def show_progress() -> bool:
-    """Whether this process draws bars."""
-    return distributed.is_main_process()

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from diffusion.evaluation.config import MAY_DIFFER, EvalConfig, Key, spread
 from diffusion.evaluation.prompt_files import CategorisedPrompt
 from diffusion.generate import draw, write_png
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_NAMES
 from mmrlhf.runs import CONTENT, METRICS, check_folder, claim_folder, content_digest, settings
+from mmrlhf.seeding import seeded
 
 
 def draw_both(

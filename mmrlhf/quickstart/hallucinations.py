@@ -53,7 +53,8 @@ def learn_from_marks(run: Run) -> dict[str, Any]:
 def evaluate_answers(run: Run) -> dict[str, Any]:
     """Answers about the held-out scenes before and after, drawn with the same seed: what is named that is not there."""
     from mmrlhf.tiny.scene_files import read_scenes
-    from vlm.benchmarks.scenes import changes, counts, measured
+    from vlm.benchmarks.pooled import pooled
+    from vlm.benchmarks.scenes import changes, counts, figures
     from vlm.scene_truth import SceneTruth
     from vlm.scenes import marked, read_responses
 
@@ -63,9 +64,10 @@ def evaluate_answers(run: Run) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for when in ("before", "after"):
         rows = read_responses(folder(run) / "held-out" / f"{when}.jsonl", keep_empty=True)
+        counted = [counts(row.answer or "", scene) for (_, row), scene in zip(rows, scenes.values(), strict=True)]
         found[when] = {
-            "figures": measured([row.answer or "" for _, row in rows], list(scenes.values()), run.config.seed),
-            "counts": [counts(row.answer or "", scene) for (_, row), scene in zip(rows, scenes.values(), strict=True)],
+            "figures": pooled(counted, figures, seed=run.config.seed),
+            "counts": counted,
             "shown": [shown(run, marked(truth, name, row)) for name, row in rows[:SHOWN_ANSWERS]],
         }
     moved = changes(found["before"]["counts"], found["after"]["counts"], run.config.seed)

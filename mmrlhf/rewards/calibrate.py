@@ -12,9 +12,9 @@ from scipy.special import expit
 from mmrlhf.answers import read_comparisons
 from mmrlhf.calibration import ece
 from mmrlhf.errors import UserError
+from mmrlhf.models import pick_device
 from mmrlhf.rewards import load_trained
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.rewards.evaluation.measures import nll, tie_credits
 from mmrlhf.rewards.evaluation.scored_pairs import pair_margins
 from mmrlhf.rewards.language.model import LanguageReward

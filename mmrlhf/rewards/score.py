@@ -12,8 +12,8 @@ from tqdm import tqdm
 from mmrlhf.data import Item, read_items, relative, write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
+from mmrlhf.models import pick_device
 from mmrlhf.rewards import load_reward
-from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.rewards.evaluation.batches import score_batches
 from mmrlhf.types import Reward
 

@@ -8,11 +8,11 @@ import torch
 
 from diffusion.d3po import ranked, sample_pairs, step_loss
 from diffusion.dpo import DPOConfig, train
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import select, single_steps
 from diffusion.training import load_policy
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.diffusion.test_policy import disturb
 from tests.diffusion.test_preference_data import faithful

@@ -15,12 +15,12 @@ from PIL import Image
 from diffusion.ddpo import improve, step_loss, train
 from diffusion.ddpo_config import DDPOConfig, validate
 from diffusion.generate import generate_images
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
 from diffusion.training import Run, begin, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 from tests.diffusion.helpers import Brightness, timeless, trained_weights
 

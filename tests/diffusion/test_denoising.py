@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusion.denoising import denoising_errors, reference_errors
-from diffusion.noise import seeded
+from mmrlhf.seeding import seeded
 from tests.diffusion.test_policy import disturb, load
 
 

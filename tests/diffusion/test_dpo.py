@@ -11,7 +11,7 @@ import torch
 
 from diffusion import preference_training
 from diffusion.dpo import DPOConfig, batch_loss, train, validate
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import EncodedPairs
 from diffusion.training import load_policy
@@ -19,6 +19,7 @@ from mmrlhf.config import parse
 from mmrlhf.data import Pair, read_pairs, write_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
+from mmrlhf.seeding import seeded
 from mmrlhf.store import Preference, Store
 from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb

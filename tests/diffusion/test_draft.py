@@ -10,11 +10,11 @@ import torch
 from diffusion.draft import denoise, drawn_rewards, refl_loss, renoised, reward_loss, score, train, truncated
 from diffusion.draft_config import DRaFTConfig, validate
 from diffusion.generate import generate_images
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.small_flow_models import small_pipeline
 

@@ -16,12 +16,12 @@ from diffusion.evaluation.figures import category_figures, diversity_figures, re
 from diffusion.evaluation.page import largest
 from diffusion.evaluation.prompt_files import CategorisedPrompt, read_categorised
 from diffusion.generate import generate_images
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.data import read_items
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.rewards.rules.simple import Brightness
+from mmrlhf.seeding import seeded
 from tests.diffusion.test_policy import disturb, load
 from tests.small_clip import small_clip
 from tests.small_flow_models import small_pipeline

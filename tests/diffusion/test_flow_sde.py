@@ -7,8 +7,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diffusion.flow_sde import FlowSDE
-from diffusion.noise import seeded
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 
 CONFIG = FlowMatchEulerDiscreteScheduler(shift=3.0).config
 

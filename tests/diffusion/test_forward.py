@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusion.forward import ForwardProcess, RectifiedFlow, VariancePreserving
-from diffusion.noise import seeded
+from mmrlhf.seeding import seeded
 
 CLEAN = torch.randn(6, 4, 2, 2, generator=seeded(0))
 NOISE = torch.randn(6, 4, 2, 2, generator=seeded(1))

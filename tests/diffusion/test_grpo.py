@@ -14,7 +14,7 @@ import torch
 from diffusion.flow_sde import FlowCoefficients
 from diffusion.generate import generate_images
 from diffusion.grpo import (
-    advantages_within,
+    ALGORITHMS,
     group_figures,
     grpo_loss,
     improve,
@@ -24,13 +24,13 @@ from diffusion.grpo import (
     window,
 )
 from diffusion.grpo_config import GRPOConfig, validate
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import sample_epoch, single_steps
 from diffusion.training import begin, load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
-from mmrlhf.rl import group_advantages, leave_one_out_advantages
+from mmrlhf.rl import advantages_of_rated, group_advantages, leave_one_out_advantages
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.diffusion.test_policy import disturb
@@ -139,15 +139,15 @@ def test_noise_and_gradients_only_in_the_window(config: GRPOConfig, flow: str, m
 def test_advantages_compare_within_a_group_and_leave_abstentions_out() -> None:
     rewards = torch.tensor([[1.0, NAN, 2.0, 6.0], [5.0, 5.0, 5.0, 5.0], [NAN, NAN, 3.0, NAN], [0.0, 1.0, 2.0, 3.0]])
     rated = torch.tensor([1.0, 2.0, 6.0])
-    grpo = advantages_within(rewards, "grpo")
+    grpo = advantages_of_rated(rewards, ALGORITHMS["grpo"])
     expected = (rated - 3) / ((14 / 3) ** 0.5 + 1e-4)
     torch.testing.assert_close(grpo[0, [0, 2, 3]], expected)
     assert grpo[0, 1] == 0 and (grpo[1] == 0).all() and (grpo[2] == 0).all()
     torch.testing.assert_close(grpo[3:], group_advantages(rewards[3:]))
-    rloo = advantages_within(rewards, "rloo")
+    rloo = advantages_of_rated(rewards, ALGORITHMS["rloo"])
     torch.testing.assert_close(rloo[0], torch.tensor([1.0 - 4, 0, 2 - 3.5, 6 - 1.5]))
     torch.testing.assert_close(rloo[3:], leave_one_out_advantages(rewards[3:]))
-    assert (advantages_within(torch.full((1, 7), 2000.1), "grpo").abs() < 1e-6).all()
+    assert (advantages_of_rated(torch.full((1, 7), 2000.1), ALGORITHMS["grpo"]).abs() < 1e-6).all()
 
 
 def test_figures_of_groups() -> None:

@@ -9,12 +9,13 @@ import torch
 
 from diffusion.denoising import denoising_errors, reference_errors
 from diffusion.kto import KTOConfig, batch_loss, train, validate
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Rating, write_outcomes
+from mmrlhf.seeding import seeded
 from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb
 from tests.diffusion.test_preference_data import bright_and_dark, faithful

@@ -9,9 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from diffusion.families.unets import LORA_TARGETS
-from diffusion.loading import LORA_FILE, load_pipeline, pick_device
+from diffusion.loading import LORA_FILE, load_pipeline
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
+from mmrlhf.models import pick_device
 from tests.diffusion.test_policy import disturb, load
 
 CPU = torch.device("cpu")

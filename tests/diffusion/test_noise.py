@@ -1,6 +1,7 @@
 import torch
 
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
+from mmrlhf.seeding import seeded
 
 CPU = torch.device("cpu")
 

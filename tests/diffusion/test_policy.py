@@ -8,9 +8,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from diffusion.ddim import gaussian_kl
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Policy
 from tests.small_models import small_stable_diffusion
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.denoising import denoising_errors
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import (
     FIXED_DRAWS,
@@ -27,6 +27,7 @@ from mmrlhf.data import Item, Pair, write_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import load_images, save_image
 from mmrlhf.outcomes import Outcome, Ranking, Rating, write_outcomes
+from mmrlhf.seeding import seeded
 from mmrlhf.store import Judgement, Preference, Store
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import draw_prompts, rate, sample_and_rate, sample_epoch, select
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 
 

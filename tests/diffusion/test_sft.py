@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from diffusion.denoising import denoising_errors
-from diffusion.noise import gaussian, seeded
+from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.sft import SFTConfig, encode_files, plain_loss, read_samples, train, validate
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.images import save_image
+from mmrlhf.seeding import seeded
 from tests.diffusion.helpers import timeless
 from tests.small_flow_models import small_pipeline
 

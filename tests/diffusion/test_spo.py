@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.rollouts import single_steps
 from diffusion.spo import step_loss, train
@@ -19,6 +18,7 @@ from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.rules.simple import Brightness
+from mmrlhf.seeding import seeded
 from tests.diffusion.helpers import Brightness as Counted
 from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_policy import disturb

@@ -9,7 +9,6 @@ from typing import Literal
 import pytest
 import torch
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.step_rewards import (
     LearnedStepReward,
@@ -24,6 +23,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.rules.simple import Brightness
 from mmrlhf.rewards.segments.fit import fit_segments
 from mmrlhf.rewards.segments.text import span_labels
+from mmrlhf.seeding import seeded
 from mmrlhf.segments import SegmentedItem, SegmentLabel, SegmentScore, read_segments, with_rest, write_segments
 from mmrlhf.types import Rollout
 from tests.diffusion.test_preference_data import faithful

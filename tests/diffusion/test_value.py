@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from diffusion.value import (
     Standardised,
     ValueBaseline,
     ValueNetwork,
-    explained_variance,
     prompt_features,
     state_features,
     steps_of,
-    value_loss,
 )
+from mmrlhf.rl import explained_variance, value_loss
+from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 from tests.small_flow_models import small_pipeline
 

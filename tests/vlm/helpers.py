@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from mmrlhf.images import save_image
+from mmrlhf.runs import RunResult
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -45,3 +47,10 @@ def comparisons(folder: Path, count: int = 6) -> Path:
 def without_times(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines of metrics that two equal runs share."""
     return [{name: value for name, value in line.items() if name != "seconds"} for line in metrics]
+
+
+def assert_same_run(one: RunResult, other: RunResult) -> None:
+    """The same metrics but for times, and the same adapter."""
+    assert without_times(one.metrics) == without_times(other.metrics)
+    weights = [load_file(run.out / "adapter_model.safetensors") for run in (one, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

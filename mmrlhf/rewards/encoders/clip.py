@@ -176,16 +176,3 @@ class CLIPBackbone:
         """Move the weights; returns itself."""
         self.model.to(device)
         return self
-
-
-def pick_device(name: str) -> str:
-    """`auto` is the GPU where there is one. UserError for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"--device got '{name}' ({reason}), allowed are auto, cpu, cuda … where there is one"
-        ) from error

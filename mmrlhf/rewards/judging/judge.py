@@ -8,7 +8,7 @@ from typing import Any
 
 from mmrlhf.data import write_text
 from mmrlhf.errors import UserError
-from mmrlhf.rewards.encoders.clip import pick_device
+from mmrlhf.models import pick_device
 from mmrlhf.rewards.judging.pairs import queued, read_listed, register
 from mmrlhf.rewards.judging.report import agreement_with, position_bias
 from mmrlhf.rewards.judging.verdicts import Judge, RewardJudge, judge_tasks
@@ -91,7 +91,7 @@ def load_judge(config: JudgeConfig) -> Judge:
     """The reward or the vision-language model that the config names."""
     if config.vlm is not None:
         return VLMJudge.from_pretrained(
-            config.vlm, device=pick_device(config.device), question=config.question, temperature=config.temperature
+            config.vlm, device=str(pick_device(config.device)), question=config.question, temperature=config.temperature
         )
     return RewardJudge(load_on(str(config.reward), config.device), config.temperature)
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from mmrlhf.answers import Comparison, holds_answers
 from mmrlhf.errors import UserError
-from mmrlhf.models import resolve_model
+from mmrlhf.models import pick_device, resolve_model
 from mmrlhf.outcomes import Ranking, Rating, strict_pairs
 from mmrlhf.rewards import kind_of
-from mmrlhf.rewards.encoders.clip import pick_device
 from mmrlhf.rewards.encoders.dual_encoder import model_type
 from mmrlhf.rewards.language.comparisons import answer_margins, criteria_of
 from mmrlhf.rewards.language.model import KIND, LanguageReward

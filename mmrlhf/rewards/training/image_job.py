@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf import distributed
+from mmrlhf.models import pick_device
 from mmrlhf.outcomes import Outcome
 from mmrlhf.rewards.clip import CLIPReward
-from mmrlhf.rewards.encoders.clip import load_backbone, pick_device
+from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters, warmup
 from mmrlhf.rewards.training.fit import annotator_weights, fit_reward, split_for_validation

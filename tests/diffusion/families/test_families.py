@@ -12,9 +12,9 @@ from diffusion.ddpo import train
 from diffusion.ddpo_config import DDPOConfig
 from diffusion.families import FAMILIES
 from diffusion.loading import add_lora
-from diffusion.noise import seeded
 from diffusion.policy import DiffusionPolicy
 from mmrlhf.errors import UserError
+from mmrlhf.seeding import seeded
 from tests.diffusion.test_policy import disturb
 from tests.small_flow_models import small_pipeline
 
