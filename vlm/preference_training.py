@@ -18,7 +18,7 @@ from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
 from mmrlhf.seeding import seeded
 from vlm.encoding import Encoded
-from vlm.losses import changed_tokens, dense_log_prob, dpo_loss
+from vlm.losses import changed_tokens, dense_log_prob, dpo_loss, token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import Choice, hold_out, read_choices, rows_that_fit, told
 from vlm.training import begin, load_policy, updates_before, warm_up
@@ -35,6 +35,9 @@ class PreferenceConfig(TuningConfig):
     """How strongly the policy is held to the start."""
     label_smoothing: float = 0.0
     """The chance that a label is wrong."""
+    sft_weight: float = 0.0
+    """How much imitating the better answers counts beside the comparison (Pang et al. 2024's alpha), so that these do not become
+    less likely too: minus the mean log-probability of their tokens."""
     validation: float = 0.05
     """Share of the prompts (about an image) that are held out of training, to measure on; 0 is none."""
     epochs: int = 3
@@ -63,7 +66,7 @@ class PairTokens(NamedTuple):
 
 def validate_preferences(config: PreferenceConfig) -> None:
     """UserError for a value outside its range."""
-    validate_tuning(config, above_zero=("beta",), up_to_one=("validation",))
+    validate_tuning(config, above_zero=("beta",), up_to_one=("validation",), not_negative=("sft_weight",))
     check(config, "label_smoothing", lambda value: 0 <= value < 0.5, "0 up to, but not, 0.5")
     check(config, "validation", lambda value: 0 <= value < 1, "0 up to, but not, 1")
 
@@ -131,9 +134,17 @@ def answer_log_probs(
     policy: VisionLanguagePolicy, pairs: Sequence[PairTokens], weighting: Weighting
 ) -> Float[Tensor, "2 b"]:
     """The log-probability of each better and each worse answer, as the method weighs its tokens."""
+    return answers_and_imitation(policy, pairs, weighting)[0]
+
+
+def answers_and_imitation(
+    policy: VisionLanguagePolicy, pairs: Sequence[PairTokens], weighting: Weighting
+) -> tuple[Float[Tensor, "2 b"], Float[Tensor, ""]]:
+    """`answer_log_probs`, and minus the mean log-probability of the better answers' tokens, all of which count alike."""
     batch, changed = encode_pairs(policy, pairs)
-    found = dense_log_prob(policy.log_probs(batch), batch.mask, changed, weighting.gamma, normalize=weighting.normalize)
-    return found.view(2, -1)
+    log_probs = policy.log_probs(batch)
+    found = dense_log_prob(log_probs, batch.mask, changed, weighting.gamma, normalize=weighting.normalize)
+    return found.view(2, -1), token_nll(log_probs[: len(pairs)], batch.mask[: len(pairs)])[0]
 
 
 @torch.no_grad()
@@ -159,10 +170,12 @@ def batch_loss(
     part: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The loss of some pairs, and its metrics."""
-    chosen, rejected = answer_log_probs(policy, [pairs[i] for i in part.tolist()], weighting)
+    (chosen, rejected), imitation = answers_and_imitation(policy, [pairs[i] for i in part.tolist()], weighting)
     reference = start[:, part.to(start.device)]
     loss, figures = dpo_loss(chosen, rejected, reference[0], reference[1], config.beta, config.label_smoothing)
-    return loss, {"loss": float(loss.detach())} | figures
+    if config.sft_weight:
+        loss = loss + config.sft_weight * imitation
+    return loss, {"loss": float(loss.detach()), "chosen_nll": float(imitation.detach())} | figures
 
 
 @torch.no_grad()

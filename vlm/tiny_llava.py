@@ -7,7 +7,7 @@ the data of large models have them. Both stages leave their state in the work fo
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,9 @@ PATCHES = SIZE // PATCH
 TOKENS = 512
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 MEAN, SPREAD = 0.5, 0.25
-ASKED = 0.3
-"""Share of the training texts that are short questions."""
+ASKED, TURNS, SHORT = 0.3, 8, 4.0
+"""The share of training texts that are short questions, how many of them one after the other, and what a token of their
+answers weighs beside one of a description: a picture's eight answers have a few tokens, its description has fifty."""
 # LLaVA 1.5's
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() }}: "
@@ -207,44 +208,55 @@ def train_language(
     def loss_of(generator: np.random.Generator) -> tuple[Tensor, str]:
         scenes = [random_scene(generator) for _ in range(batch_size)]
         images = pixels(scenes, generator)
-        rows = training_texts(scenes, tokenizer, generator)
-        loss, words = torch.zeros(()), sum(len(answer) for _, answer in rows)
-        order = sorted(range(batch_size), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        texts = training_texts(scenes, tokenizer, generator)
+        loss, total = torch.zeros(()), sum(sum(text.weights) for text in texts)
+        order = sorted(range(batch_size), key=lambda i: len(texts[i].tokens))
         for half in (order[: batch_size // 2], order[batch_size // 2 :]):  # short texts are not padded to the longest
-            tokens, labels = padded([rows[i] for i in half], tokenizer.pad_token_id)
+            tokens, weights = padded([texts[i] for i in half], tokenizer.pad_token_id)
             found = model(
                 input_ids=tokens, attention_mask=(tokens != tokenizer.pad_token_id).long(), pixel_values=images[half]
             ).logits[:, :-1]
-            loss = loss + F.cross_entropy(found.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / words
+            costs = F.cross_entropy(found.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            loss = loss + (costs * weights[:, 1:].flatten()).sum() / total
         return loss, f"{float(loss.detach()):.3f}"
 
     run_steps("language model", model, loss_of, steps, learning_rate, work / "language.pt")
     return model.eval()
 
 
-def training_texts(
-    scenes: list[Scene], tokenizer: Any, generator: np.random.Generator
-) -> list[tuple[list[int], list[int]]]:
-    """(tokens of the prompt, tokens of the answer) for each scene: a description, or a short question's."""
-    rows = []
+class Text(NamedTuple):
+    """Tokens of a conversation about a picture, and what each weighs in the loss: 0 outside the answers."""
+
+    tokens: list[int]
+    weights: list[float]
+
+
+def training_texts(scenes: list[Scene], tokenizer: Any, generator: np.random.Generator) -> list[Text]:
+    """For each scene a description, or several short questions one after the other."""
+    texts = []
     for scene in scenes:
-        asked, answer = DESCRIBE, ""
-        if generator.random() < ASKED:
-            asked, answer = question(scene, generator, imagined=True)
+        short = generator.random() < ASKED
+        if short:
+            turns = [question(scene, generator, imagined=True) for _ in range(TURNS)]
         else:
-            answer = describe(scene, generator, imagined=True)
-        head = tokenizer(f"USER: {'<image>' * PATCHES**2}\n{asked} ASSISTANT:").input_ids
-        rows.append((head, [*tokenizer(f" {answer}", add_special_tokens=False).input_ids, tokenizer.eos_token_id]))
-    return rows
+            turns = [(DESCRIBE, describe(scene, generator, imagined=True))]
+        text = Text([tokenizer.bos_token_id], [0.0])
+        for number, (asked, answer) in enumerate(turns):
+            picture = "" if number else f"{'<image>' * PATCHES**2}\n"
+            said = tokenizer(f" {answer}", add_special_tokens=False).input_ids
+            head = tokenizer(f"USER: {picture}{asked} ASSISTANT:", add_special_tokens=False).input_ids
+            text.tokens.extend([*head, *said, tokenizer.eos_token_id])
+            text.weights.extend([0.0] * len(head) + [SHORT if short else 1.0] * (len(said) + 1))
+        texts.append(text)
+    return texts
 
 
-def padded(rows: list[tuple[list[int], list[int]]], padding: int) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-    """Tokens, padded on the right, and labels that are -100 outside the answers."""
-    tokens = [torch.tensor(head + answer) for head, answer in rows]
-    labels = [torch.tensor([-100] * len(head) + answer) for head, answer in rows]
+def padded(texts: list[Text], padding: int) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t"]]:
+    """Tokens and weights, padded on the right."""
+    tokens, weights = ([torch.tensor(each[i]) for each in texts] for i in (0, 1))
     return (
         nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=padding),
-        nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+        nn.utils.rnn.pad_sequence(weights, batch_first=True),
     )
 
 

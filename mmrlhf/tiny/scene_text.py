@@ -158,23 +158,33 @@ class Marker:
     def mark(self, answer: str, item: str) -> list[SegmentLabel]:
         """Spans in order, none over another: right words, wrong ones with their correction, and what helps nobody as irrelevant.
 
-        The sentence of an absent object is misleading as a whole and to be deleted; so is, as irrelevant, one that tells
-        nothing of the picture, or only what was told before.
+        The sentence of an absent object is misleading as a whole: one of an object that the answer forgot should stand there,
+        or nothing where it forgot none. To be deleted is, as irrelevant, a sentence that tells nothing of the picture, or only
+        what was told before.
         """
         labels: list[SegmentLabel] = []
         told: set[str] = set()
         everything = claims(answer)
+        forgotten = [kind for kind in dict.fromkeys(thing.kind for thing in self.scene.things)
+                     if kind not in {claim.kind for claim in everything}]  # fmt: skip
         for start, end in (part.span() for part in SENTENCE.finditer(answer) if part[0].strip()):
             own = [claim for claim in everything if claim.sentence == (start, end)]
             facts = {claim.kind for claim in own} | {"background" for _ in BACKGROUND.finditer(answer, start, end)}
             if facts - self.scene.kinds - {"background"}:
-                labels.append(SegmentLabel(item, start, end, "misleading", ""))
+                start += len(answer[start:end]) - len(answer[start:end].lstrip())
+                right = self.tell(forgotten.pop(0), start) if forgotten else ""
+                labels.append(SegmentLabel(item, start, end, "misleading", right))
             elif facts <= told:
                 labels.append(SegmentLabel(item, start, end, "irrelevant", ""))
             else:
                 labels += self.mark_words(answer, item, own, (start, end))
             told |= facts
         return labels
+
+    def tell(self, kind: str, seed: int) -> str:
+        """A sentence about all objects of a kind in the scene."""
+        things = [thing for thing in self.scene.things if thing.kind == kind]
+        return sentence(kind, things[0].colour, [thing.cell for thing in things], np.random.default_rng(seed))
 
     def mark_words(self, answer: str, item: str, own: Sequence[Claim], span: tuple[int, int]) -> list[SegmentLabel]:
         """The parts of a sentence about what is there: wrong words, and what is right between them."""

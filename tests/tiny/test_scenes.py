@@ -89,7 +89,7 @@ def test_what_an_annotator_marks_of_every_kind_of_mistake() -> None:
         ("A cow is ", "correct", None), ("at the top", "misleading", "at the top left"),
         ("There is a ", "correct", None), ("blue", "misleading", "red"), (" book in the middle.", "correct", None),
         ("There are ", "correct", None), ("three", "misleading", "two"), (" pigs.", "correct", None),
-        (" A cow is here.", "irrelevant", ""), (" A tractor is there.", "misleading", ""),
+        (" A cow is here.", "irrelevant", ""), ("A tractor is there.", "misleading", ""),
     ]  # fmt: skip
     right = corrected(answer, labels)
     assert right == "A cow is at the top left. There is a red book in the middle. There are two pigs."
@@ -97,6 +97,10 @@ def test_what_an_annotator_marks_of_every_kind_of_mistake() -> None:
     (wrong,) = [each for each in Marker(SCENE).mark("The background is pink.", "") if each.tag == "misleading"]
     assert wrong.correction == "green"
     assert Marker(SCENE).mark("", "") == []
+    forgetful = "A tractor is on the left. A cow is at the top left. A bus is here. A sheep is here."
+    righted = corrected(forgetful, Marker(SCENE).mark(forgetful, ""))
+    assert sorted(mentioned(righted)) == ["book", "cow", "pig"] and righted.count(".") == 3
+    assert {label.tag for label in Marker(SCENE).mark(righted, "")} == {"correct"}
     both = Marker(SCENE).mark("A cow and a book are at the top.", "")
     assert [(each.start, each.end) for each in both] == [(0, 21), (21, 31)]
     empty = Marker(SCENE).mark("The background is green. What a day! The background is green.", "")
