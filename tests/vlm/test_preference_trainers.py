@@ -17,6 +17,7 @@ from vlm.dense_dpo import DenseDPOConfig
 from vlm.dpo import DPOConfig
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import read_choices
+from vlm.preference_training import Weighting, batch_loss, tokens_of
 
 TRAINERS: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
     (dpo.train, DPOConfig), (dense_dpo.train, DenseDPOConfig)
@@ -68,6 +69,24 @@ def test_parts_of_an_update_give_the_same(small_llava: str, tmp_path: Path) -> N
     assert parts == pytest.approx(whole, rel=1e-3)
 
 
+def test_imitation_beside_the_comparison(small_llava: str, tmp_path: Path) -> None:
+    """`sft_weight` adds what SFT on the better answers would minimize, and these do become likelier for it."""
+    policy, data, weighting = VisionLanguagePolicy.load(small_llava), comparisons(tmp_path), Weighting()
+    pairs = [tokens_of(policy, choice, weighting) for choice in read_choices(data)[0]]
+    start, part = torch.zeros(2, len(pairs)), torch.arange(len(pairs))
+    configs = [DPOConfig(small_llava, out=tmp_path, data=data, sft_weight=weight) for weight in (0.0, 3.0)]
+    losses = [float(batch_loss(policy, pairs, start, weighting, config, part)[0]) for config in configs]
+    better = policy.encode([pair.choice.chosen for pair in pairs])
+    expected = -float(policy.log_probs(better).sum() / better.mask.sum())
+    assert losses[1] - losses[0] == pytest.approx(3 * expected, rel=1e-4)
+    moved = [
+        dpo.train(DPOConfig(model=small_llava, data=data, out=tmp_path / str(weight), sft_weight=weight, **COMMON))
+        .metrics[-1]["validation_chosen_moved"]
+        for weight in (0.0, 3.0)
+    ]  # fmt: skip
+    assert moved[1] > max(moved[0], 0.0) + 0.1
+
+
 def test_the_released_variant_sums(small_llava: str, tmp_path: Path) -> None:
     """γ 1 without the mean is DPO, but for what counts as changed, which then does not matter."""
     data = comparisons(tmp_path)
@@ -99,6 +118,7 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
     for change, words in (
         ({"beta": 0.0}, "--beta got 0.0, allowed is above 0"),
         ({"validation": 1.0}, "--validation got 1.0, allowed is 0 up to, but not, 1"),
+        ({"sft_weight": -1.0}, "--sft-weight got -1.0, allowed is 0 or more"),
         ({"label_smoothing": 0.5}, "--label-smoothing got 0.5, allowed is 0 up to, but not, 0.5"),
         ({"max_length": 20}, "12 of 12 answers are longer than the 20 tokens that are read"),
         ({"max_length": 20, "too_long": "drop"}, "no pair of .* fits into 20 tokens"),
