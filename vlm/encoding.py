@@ -23,19 +23,21 @@ class Tokens(NamedTuple):
 class Encoded(NamedTuple):
     """Rows as a batch. `inputs` is what the model reads, padded on the right; the answer begins at `starts`.
 
-    `answers` and `mask` are the answer's tokens alone, from its first on.
+    `answers` and `mask` are the answer's tokens alone, from its first on. With `prompts`, `inputs` is every prompt once, without
+    an answer, and that of row i is number `prompts[i]`.
     """
 
     inputs: dict[str, Tensor]
     starts: Int[Tensor, " b"]
     answers: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]
+    prompts: Int[Tensor, " b"] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Encoded":
         """On a device; pictures in `dtype`."""
-        return Encoded(
-            moved(self.inputs, device, dtype), self.starts.to(device), self.answers.to(device), self.mask.to(device)
-        )
+        starts, answers, mask = (each.to(device) for each in (self.starts, self.answers, self.mask))
+        prompts = None if self.prompts is None else self.prompts.to(device)
+        return Encoded(moved(self.inputs, device, dtype), starts, answers, mask, prompts)
 
 
 def moved(inputs: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -88,37 +90,60 @@ def encode_prompts(reader: Reader, rows: Sequence[Row], side: str) -> dict[str, 
     return reader.process(texts, pictures, padding=True, padding_side=side, return_tensors="pt")
 
 
-def encode(reader: Reader, rows: Sequence[Row], answers: Sequence[Sequence[int]], padding: int) -> Encoded:
+def encode(
+    reader: Reader, rows: Sequence[Row], answers: Sequence[Sequence[int]], padding: int, *, share: bool = False
+) -> Encoded:
     """The rows' prompts, each followed by the tokens of its answer (as `answer_tokens` or a policy gives them).
 
-    UserError for a row of more tokens than `reader.max_length`: nothing is cut off.
+    With `share`, prompts that occur several times are kept apart from the answers. UserError for a row of more tokens than
+    `reader.max_length`: nothing is cut off.
     """
-    prompts = encode_prompts(reader, rows, "right")
+    numbers = repeated([(row.prompt, row.image) for row in rows])
+    shared = share and len(set(numbers)) < len(rows)
+    prompts = encode_prompts(
+        reader, [rows[numbers.index(n)] for n in range(max(numbers) + 1)] if shared else rows, "right"
+    )
     lengths = prompts["attention_mask"].sum(dim=1)
-    totals = [int(length) + len(answer) for length, answer in zip(lengths, answers, strict=True)]
+    starts = lengths[numbers] if shared else lengths
+    totals = [int(length) + len(answer) for length, answer in zip(starts, answers, strict=True)]
     if max(totals) > reader.max_length:
         longest = totals.index(max(totals))
         raise UserError(
             f"the answer {tokenizer_of(reader.processor).decode(answers[longest])!r:.60} has with its prompt {max(totals)} "
             f"tokens, allowed are {reader.max_length}: shorten it, or leave it out with --too-long drop"
         )
-    inputs: dict[str, Any] = {}
+    tokens = torch.full((len(rows), max(map(len, answers))), padding)
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    for i, answer in enumerate(answers):
+        tokens[i, : len(answer)] = torch.tensor(list(answer), dtype=torch.long)
+        mask[i, : len(answer)] = True
+    if shared:
+        return Encoded(prompts, starts, tokens, mask, torch.tensor(numbers))
+    return Encoded(with_answers(prompts, answers, padding), starts, tokens, mask)
+
+
+def repeated(keys: Sequence[tuple[str, Any]]) -> list[int]:
+    """The number of each key among the different ones, in the order in which they first come; tensors are the same or not."""
+    found: dict[Any, int] = {}
+    marks = [(prompt, id(image) if isinstance(image, Tensor) else image) for prompt, image in keys]
+    return [found.setdefault(mark, len(found)) for mark in marks]
+
+
+def with_answers(prompts: dict[str, Tensor], answers: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """What a model reads of prompts that are padded on the right, each followed by the tokens of its answer."""
+    lengths = prompts["attention_mask"].sum(dim=1).tolist()
+    totals = [length + len(answer) for length, answer in zip(lengths, answers, strict=True)]
+    inputs: dict[str, Tensor] = {}
     for name, value in prompts.items():
         if value.shape[:2] != prompts["input_ids"].shape:
             inputs[name] = value  # pictures and their sizes
             continue
-        grown = value.new_full((len(rows), max(totals)), padding if name == "input_ids" else 0)
-        for i, (length, answer) in enumerate(zip(lengths.tolist(), answers, strict=True)):
+        grown = value.new_full((len(answers), max(totals)), padding if name == "input_ids" else 0)
+        for i, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
             grown[i, :length] = value[i, :length]
             if name == "input_ids":
                 grown[i, length : totals[i]] = torch.tensor(answer, dtype=value.dtype)
             elif name == "attention_mask":
                 grown[i, length : totals[i]] = 1
         inputs[name] = grown
-    width = max(map(len, answers))
-    tokens = torch.full((len(rows), width), padding)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, answer in enumerate(answers):
-        tokens[i, : len(answer)] = torch.tensor(list(answer), dtype=torch.long)
-        mask[i, : len(answer)] = True
-    return Encoded(inputs, lengths, tokens, mask)
+    return inputs

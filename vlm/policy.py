@@ -17,6 +17,7 @@ from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.tuning import checkpoint_gradients
 from vlm.encoding import Encoded, Tokens, answer_tokens, at_answers, encode, encode_prompts, moved
 from vlm.loading import add_lora, load_adapter, load_model, save_adapter, save_model
+from vlm.shared_prompts import can_share, shared_states
 
 LOGITS_AT_ONCE = 2**24
 """Entries of the table of logits (tokens × vocabulary) that are held at a time: 64 MB."""
@@ -113,10 +114,16 @@ class VisionLanguagePolicy:
         """An answer's tokens, the mark that ends it included; see `vlm.encoding.answer_tokens`."""
         return answer_tokens(self.reader, row, self.ends)
 
-    def encode(self, rows: Sequence[Row], answers: Sequence[Sequence[int]] | None = None) -> Encoded:
-        """A batch of rows with their own answers, or with those tokens."""
+    def encode(
+        self, rows: Sequence[Row], answers: Sequence[Sequence[int]] | None = None, *, share: bool = False
+    ) -> Encoded:
+        """A batch of rows with their own answers, or with those tokens.
+
+        With `share` each prompt is read once, where the model can and no block is to be recomputed in the backward pass.
+        """
         answers = [self.tokens(row).ids for row in rows] if answers is None else answers
-        encoded = encode(self.reader, rows, answers, self.tokenizer.pad_token_id)
+        share = share and not self.checkpointing and can_share(self.network)
+        encoded = encode(self.reader, rows, answers, self.tokenizer.pad_token_id, share=share)
         return encoded.to(self.device, self.network.dtype)
 
     def score(self, batch: Encoded, *, temperature: float = 1.0, entropy: bool = False) -> Scored:
@@ -131,8 +138,8 @@ class VisionLanguagePolicy:
         size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for own, tokens in zip(kept.split(size), batch.answers[batch.mask].split(size), strict=True):
             given = (head, own, tokens, temperature, cap, self.banned, entropy)
-            grad = torch.is_grad_enabled() and own.requires_grad
-            parts.append(checkpoint(token_log_probs, *given, use_reentrant=False) if grad else token_log_probs(*given))
+            again = len(kept) > size and torch.is_grad_enabled() and own.requires_grad
+            parts.append(checkpoint(token_log_probs, *given, use_reentrant=False) if again else token_log_probs(*given))
         found = torch.zeros(2, *batch.mask.shape, device=states.device)
         where = batch.mask.unsqueeze(0).expand_as(found)
         found = found.masked_scatter(where, torch.cat(parts, dim=1)) if parts else found
@@ -140,6 +147,8 @@ class VisionLanguagePolicy:
 
     def states(self, batch: Encoded) -> Float[Tensor, "b t d"]:
         """The last layer's state from which each token of the answers is drawn; 0 where there is none."""
+        if batch.prompts is not None:
+            return shared_states(self.network, batch) * batch.mask.unsqueeze(-1)
         with self.recomputing():
             hidden = self.network.base_model(**batch.inputs, use_cache=False).last_hidden_state
         return at_answers(hidden, batch.starts - 1, batch.mask)
@@ -168,7 +177,7 @@ class VisionLanguagePolicy:
         if temperature:
             drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), quiet_generation(self.network):
+        with torch.random.fork_rng(devices=devices), quiet_generation(self.network), merged(self.model):
             torch.manual_seed(seed)
             whole = self.network.generate(
                 **prompts, **drawn, **how, max_new_tokens=max_new_tokens, repetition_penalty=1.0,
@@ -272,6 +281,28 @@ def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
     """Up to and with the first token that ends an answer."""
     last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tuple(tokens[: last + 1])
+
+
+@contextlib.contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Inside, float32 weights hold their LoRA, which saves its products at each token; then they are as before, bit for bit.
+
+    Weights of fewer bits would lose small updates, so that theirs stay beside them.
+    """
+    layers = [own for own in model.modules() if hasattr(own, "lora_A") and hasattr(own, "get_delta_weight")]
+    kept = [own.get_base_layer().weight for own in layers]
+    if not layers or any(own.disable_adapters or own.merged for own in layers) or kept[0].dtype != torch.float32:
+        yield
+        return
+    before = [weight.data for weight in kept]
+    for own, weight in zip(layers, kept, strict=True):
+        weight.data = weight.data + sum(own.get_delta_weight(name) for name in own.active_adapters)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, data in zip(kept, before, strict=True):
+            weight.data = data
 
 
 @contextlib.contextmanager

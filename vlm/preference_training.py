@@ -123,7 +123,7 @@ def tokens_of(policy: VisionLanguagePolicy, choice: Choice, weighting: Weighting
 def encode_pairs(policy: VisionLanguagePolicy, pairs: Sequence[PairTokens]) -> tuple[Encoded, Bool[Tensor, "b t"]]:
     """Better answers and then the worse ones in one batch, and which of their tokens differ."""
     rows = [pair.choice[side] for side in (0, 1) for pair in pairs]
-    batch = policy.encode(rows, [pair.tokens[side] for side in (0, 1) for pair in pairs])
+    batch = policy.encode(rows, [pair.tokens[side] for side in (0, 1) for pair in pairs], share=True)
     changed = torch.zeros_like(batch.mask)
     for i, own in enumerate(pair.changed[side] for side in (0, 1) for pair in pairs):
         changed[i, : len(own)] = torch.tensor(own, device=changed.device)

@@ -22,6 +22,7 @@ from mmrlhf.rl import SMALL_SPREAD, kl_k1
 from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, TrainingRun
 from vlm.answer_rewards import AnswerReward, Judgement, check_judgements
+from vlm.encoding import repeated
 from vlm.policy import VisionLanguagePolicy
 from vlm.training import warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
@@ -149,13 +150,13 @@ def answer(
 def measure(
     policy: VisionLanguagePolicy, rollout: Rollout, config: RolloutConfig, *, own: bool = True, states: bool = False
 ) -> Measured:
-    """How likely each token is to the policy (unless not `own`) and to the start; answers of like length go together."""
+    """How likely each token is to the policy (unless not `own`) and to the start."""
     lengths = torch.tensor([len(tokens) for tokens in rollout.tokens])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     log_probs, reference, entropies = torch.zeros(3, *mask.shape)
     kept = torch.zeros(*mask.shape, policy.width if states else 0, dtype=policy.network.dtype)
     with tqdm(total=len(lengths), desc="measure", leave=False, unit="answer", disable=not is_main_process()) as bar:
-        for places in lengths.argsort(stable=True).split(config.sample_batch_size):
+        for places in alike(rollout, torch.arange(len(lengths))).split(config.sample_batch_size):
             batch, width = encoded(policy, rollout, places), int(lengths[places].max())
             if own:
                 scored = policy.score(batch, temperature=config.temperature, entropy=True)
@@ -169,10 +170,21 @@ def measure(
     return Measured(mask, log_probs, reference, entropies, kept)
 
 
+def alike(rollout: Rollout, places: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Some of the answers in an order in which what costs little together comes together: those to one prompt, and like lengths."""
+    rows = places.tolist()
+    numbers = repeated([(rollout.rows[i].prompt, rollout.rows[i].image) for i in rows])
+    longest: dict[int, int] = {}
+    for i, number in zip(rows, numbers, strict=True):
+        longest[number] = max(longest.get(number, 0), len(rollout.tokens[i]))
+    keys = [(-longest[n], n, -len(rollout.tokens[i])) for i, n in zip(rows, numbers, strict=True)]
+    return places[sorted(range(len(rows)), key=keys.__getitem__)]
+
+
 def encoded(policy: VisionLanguagePolicy, rollout: Rollout, places: Int[Tensor, " n"]) -> Any:
     """Some of the answers as a batch (`vlm.encoding.Encoded`)."""
     rows = places.tolist()
-    return policy.encode([rollout.rows[i] for i in rows], [rollout.tokens[i] for i in rows])
+    return policy.encode([rollout.rows[i] for i in rows], [rollout.tokens[i] for i in rows], share=True)
 
 
 def answer_kl(log_probs: Float[Tensor, "b t"], reference: Float[Tensor, "b t"]) -> float:
@@ -236,7 +248,7 @@ def train_on_answers(
             for places in rows[torch.randperm(len(rows), generator=generator)].tensor_split(updates):
                 warm_up(run, number)
                 tokens = float(lengths[places].float().mean())
-                places = places[lengths[places].argsort(descending=True, stable=True)]  # like lengths go together
+                places = alike(rollout, places)
                 run.learn(places, partial(token_weighted, loss_of, lengths, tokens), len(places), seen, bar)
                 norms.append(run.update(epoch))
                 number += 1

@@ -38,7 +38,7 @@ from mmrlhf.tiny.scenes import ART, BACKGROUNDS, CELLS, DRAWINGS, SIDE, Scene, r
 SIZE, PATCH = 96, 16
 BICUBIC = 3  # PIL's number
 PATCHES = SIZE // PATCH
-TOKENS = 512
+TOKENS = 1024
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 MEAN, SPREAD = 0.5, 0.25
 ASKED, TURNS, SHORT = 0.3, 8, 4.0

@@ -158,33 +158,61 @@ class Marker:
     def mark(self, answer: str, item: str) -> list[SegmentLabel]:
         """Spans in order, none over another: right words, wrong ones with their correction, and what helps nobody as irrelevant.
 
-        The sentence of an absent object is misleading as a whole: one of an object that the answer forgot should stand there,
-        or nothing where it forgot none. To be deleted is, as irrelevant, a sentence that tells nothing of the picture, or only
-        what was told before.
+        A sentence of several objects for one, or the reverse, is misleading as a whole: the right one has other words. So is that
+        of an absent object: what stands there instead are the objects that the answer
+        forgot and that come there in reading order, or nothing. To be deleted is, as irrelevant, a sentence that tells nothing of
+        the picture, or only what was told before.
         """
         labels: list[SegmentLabel] = []
         told: set[str] = set()
         everything = claims(answer)
-        forgotten = [kind for kind in dict.fromkeys(thing.kind for thing in self.scene.things)
-                     if kind not in {claim.kind for claim in everything}]  # fmt: skip
         for start, end in (part.span() for part in SENTENCE.finditer(answer) if part[0].strip()):
             own = [claim for claim in everything if claim.sentence == (start, end)]
             facts = {claim.kind for claim in own} | {"background" for _ in BACKGROUND.finditer(answer, start, end)}
             if facts - self.scene.kinds - {"background"}:
                 start += len(answer[start:end]) - len(answer[start:end].lstrip())
-                right = self.tell(forgotten.pop(0), start) if forgotten else ""
-                labels.append(SegmentLabel(item, start, end, "misleading", right))
+                forgotten = self.forgotten(everything, told, start)
+                labels.append(SegmentLabel(item, start, end, "misleading", self.tell(forgotten, start)))
+                told.update(forgotten)
             elif facts <= told:
                 labels.append(SegmentLabel(item, start, end, "irrelevant", ""))
+            elif kinds := self.miscounted(answer, own):
+                start += len(answer[start:end]) - len(answer[start:end].lstrip())
+                labels.append(SegmentLabel(item, start, end, "misleading", self.tell(kinds, start)))
             else:
                 labels += self.mark_words(answer, item, own, (start, end))
             told |= facts
         return labels
 
-    def tell(self, kind: str, seed: int) -> str:
-        """A sentence about all objects of a kind in the scene."""
-        things = [thing for thing in self.scene.things if thing.kind == kind]
-        return sentence(kind, things[0].colour, [thing.cell for thing in things], np.random.default_rng(seed))
+    def miscounted(self, answer: str, own: Sequence[Claim]) -> list[str]:
+        """The kinds of a sentence that tells of several objects for one, or of one for several, and in a wrong place; else none."""
+        for claim in own:
+            count = sum(thing.kind == claim.kind for thing in self.scene.things)
+            word = answer[slice(*claim.number)].lower() if claim.number else ""
+            said = COUNTS.index(word) if word in COUNTS else 1
+            where = claim.where
+            misplaced = where is not None and answer[slice(*where)].lower() not in self.places(claim.kind)
+            if said > 1 == count or (said == 1 < count and misplaced):
+                return list(dict.fromkeys(claim.kind for claim in own))
+        return []
+
+    def places(self, kind: str) -> list[str]:
+        """Where the objects of a kind are."""
+        return [WHERE[thing.cell] for thing in self.scene.things if thing.kind == kind]
+
+    def forgotten(self, everything: Sequence[Claim], told: set[str], place: int) -> list[str]:
+        """The kinds in the scene that an answer does not name and that come, in reading order, before those named after `place`."""
+        order = list(dict.fromkeys(thing.kind for thing in self.scene.things))
+        named = {claim.kind for claim in everything}
+        after = [order.index(claim.kind) for claim in everything if claim.noun[0] >= place and claim.kind in order]
+        until = min(after, default=len(order))
+        return [kind for kind in order[:until] if kind not in named | told]
+
+    def tell(self, kinds: Sequence[str], seed: int) -> str:
+        """A sentence about all objects of each kind in the scene."""
+        generator = np.random.default_rng(seed)
+        every = [[thing for thing in self.scene.things if thing.kind == kind] for kind in kinds]
+        return " ".join(sentence(own[0].kind, own[0].colour, [each.cell for each in own], generator) for own in every)
 
     def mark_words(self, answer: str, item: str, own: Sequence[Claim], span: tuple[int, int]) -> list[SegmentLabel]:
         """The parts of a sentence about what is there: wrong words, and what is right between them."""
@@ -209,9 +237,9 @@ class Marker:
         found = []
         for claim in own:
             things = [thing for thing in self.scene.things if thing.kind == claim.kind]
-            colours, where = {thing.colour for thing in things}, [WHERE[thing.cell] for thing in things]
+            colours, where = {thing.colour for thing in things}, self.places(claim.kind)
             if claim.colour and answer[slice(*claim.colour)].lower() not in colours and colours != {""}:
-                found.append((claim.colour, sorted(colours)[0]))
+                found.append(colour_with_article(answer, claim.number, claim.colour, sorted(colours)[0]))
             if claim.where and answer[slice(*claim.where)].lower() not in where:
                 found.append((claim.where, like(where[0], answer[claim.where[0]])))
             number = (
@@ -223,6 +251,16 @@ class Marker:
             if match["colour"].lower() != self.scene.background:
                 found.append((match.span("colour"), self.scene.background))
         return found
+
+
+def colour_with_article(
+    answer: str, before: tuple[int, int] | None, span: tuple[int, int], colour: str
+) -> tuple[tuple[int, int], str]:
+    """The span of a colour and what should stand there, with the article before it where that has to change too."""
+    word = answer[slice(*before)] if before else ""
+    if before is None or word.lower() not in ("a", "an") or article(colour).split()[0] == word.lower():
+        return span, colour
+    return (before[0], span[1]), like(article(colour), word[0])
 
 
 def like(words: str, letter: str) -> str:

@@ -97,6 +97,12 @@ def test_what_an_annotator_marks_of_every_kind_of_mistake() -> None:
     (wrong,) = [each for each in Marker(SCENE).mark("The background is pink.", "") if each.tag == "misleading"]
     assert wrong.correction == "green"
     assert Marker(SCENE).mark("", "") == []
+    for told, wanted in (
+        ("There is an orange book in the middle.", ["there is a red book in the middle."]),
+        ("There are three cows.", ["a cow", "at the top left"]),
+        ("A pig is at the top left.", ["two pigs"]),
+    ):
+        assert all(word in corrected(told, Marker(SCENE).mark(told, "")).lower() for word in wanted)
     forgetful = "A tractor is on the left. A cow is at the top left. A bus is here. A sheep is here."
     righted = corrected(forgetful, Marker(SCENE).mark(forgetful, ""))
     assert sorted(mentioned(righted)) == ["book", "cow", "pig"] and righted.count(".") == 3

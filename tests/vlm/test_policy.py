@@ -185,3 +185,20 @@ def test_bfloat16_answers_and_scores(model: str) -> None:
         assert near.dtype == torch.float32
         assert float((near - exact.log_probs(exact.encode(ROWS))).abs().mean()) < 0.2
     assert len(policy.generate(ROWS, seed=0, max_new_tokens=2).texts) == 3
+
+
+def test_a_merged_lora_answers_as_one_beside_the_weights_and_leaves_them(small_llava: str) -> None:
+    policy = moved(VisionLanguagePolicy.load(small_llava, lora_rank=4))
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    batch = policy.encode(ROWS)
+    expected = policy.log_probs(batch).detach()
+    with module.merged(policy.model):
+        weights = [own.get_base_layer().weight for own in policy.model.modules() if hasattr(own, "lora_A")]
+        assert all(weight.numel() and not torch.equal(weight, value) for weight, value in zip(
+            weights, [value for name, value in before.items() if name.endswith("base_layer.weight")], strict=True))  # fmt: skip
+        torch.testing.assert_close(policy.log_probs(batch).detach(), expected, atol=1e-5, rtol=1e-4)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with policy.reference(), module.merged(policy.model):
+        start = VisionLanguagePolicy.load(small_llava)
+        torch.testing.assert_close(policy.log_probs(batch), start.log_probs(batch), atol=1e-5, rtol=1e-4)
