@@ -171,7 +171,7 @@ def measure(
 
 
 def alike(rollout: Rollout, places: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Some of the answers in an order in which what costs little together comes together: those to one prompt, and like lengths."""
+    """Some of the answers in an order in which those that cost little together are together: of one prompt, of like length."""
     rows = places.tolist()
     numbers = repeated([(rollout.rows[i].prompt, rollout.rows[i].image) for i in rows])
     longest: dict[int, int] = {}

@@ -185,7 +185,7 @@ class Marker:
         return labels
 
     def miscounted(self, answer: str, own: Sequence[Claim]) -> list[str]:
-        """The kinds of a sentence that tells of several objects for one, or of one for several, and in a wrong place; else none."""
+        """The kinds of a sentence that tells of several objects for one, or of one for several, in a wrong place; else none."""
         for claim in own:
             count = sum(thing.kind == claim.kind for thing in self.scene.things)
             word = answer[slice(*claim.number)].lower() if claim.number else ""
@@ -201,7 +201,7 @@ class Marker:
         return [WHERE[thing.cell] for thing in self.scene.things if thing.kind == kind]
 
     def forgotten(self, everything: Sequence[Claim], told: set[str], place: int) -> list[str]:
-        """The kinds in the scene that an answer does not name and that come, in reading order, before those named after `place`."""
+        """Kinds in the scene that an answer does not name and that come, in reading order, before those named after `place`."""
         order = list(dict.fromkeys(thing.kind for thing in self.scene.things))
         named = {claim.kind for claim in everything}
         after = [order.index(claim.kind) for claim in everything if claim.noun[0] >= place and claim.kind in order]
