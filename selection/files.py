@@ -11,16 +11,22 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrlhf.errors import UserError
+from selection.parquet import parquet_embeddings
 
 
 def read_embeddings(path: Path) -> Float[np.ndarray, "n d"]:
+    """A .npy matrix of floats, or the column "embedding" of a .parquet file, read whole. UserError for anything else."""
+    return parquet_embeddings(path) if path.suffix.lower() == ".parquet" else read_matrix(path, "embeddings")
+
+
+def read_matrix(path: Path, what: str) -> Float[np.ndarray, "n d"]:
     """A .npy matrix of floats, memory-mapped, never unpickled. UserError for anything else."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         pickled = "it holds pickled objects, which are never loaded" if "object" in str(error) else ""
         reason = getattr(error, "strerror", None) or pickled or " ".join(str(error).split()) or "damaged"
-        raise UserError(f"cannot read the embeddings {path} ({reason}): give a .npy file of numpy.save") from error
+        raise UserError(f"cannot read the {what} {path} ({reason}): give a .npy file of numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an archive of arrays (.npz): save the one matrix with numpy.save as .npy")
     if array.ndim != 2:

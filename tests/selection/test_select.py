@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 import typing
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmrlhf.errors import UserError
@@ -16,11 +20,17 @@ from selection.select import SelectConfig, select
 from selection.strategies import STRATEGIES, StrategyName
 from tests.selection.data import gaussian, plain_greedy
 
+NEEDS = {"similarity": {"query": "q.npy"}, "uncertainty": {"predictions": "p.npy"}, "badge": {"predictions": "p.npy"}}
+
 
 @pytest.fixture
 def matrix(tmp_path: Path) -> Path:
-    """A .npy file of 200 rows."""
+    """A .npy file of 200 rows; beside it predictions of 5 members, 2 queries, and a table."""
     np.save(tmp_path / "x.npy", gaussian(200, 6))
+    np.save(tmp_path / "p.npy", gaussian(5, 200, 1))
+    np.save(tmp_path / "q.npy", gaussian(2, 6, 2))
+    rows = [{"prompt": f"p{n % 40}", "sharpness": n / 200, "source": "web" if n % 4 else "camera"} for n in range(200)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "x.npy"
 
 
@@ -31,7 +41,7 @@ def test_the_command_line_offers_every_strategy() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_is_written(strategy: str, matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = matrix.parent / "deep" / "chosen.json"
-    config = SelectConfig(embeddings=matrix, budget=20, strategy=strategy, seed=3, out=out)  # type: ignore[arg-type]
+    config = SelectConfig(embeddings=matrix, budget=20, strategy=strategy, seed=3, out=out, **needs(strategy, matrix))  # type: ignore[arg-type]
     result = select(config)
     assert json.loads(out.read_text()) == result
     x = np.load(matrix)
@@ -39,9 +49,19 @@ def test_what_is_written(strategy: str, matrix: Path, capsys: pytest.CaptureFixt
     assert result["embedding_hash"] == embedding_hash(x) and result["seed"] == 3 and result["strategy"] == strategy
     assert result["coverage"] == coverage(x, result["indices"])
     assert result["baseline_random"]["radius"] > 0 and result["seconds"] > 0
+    picks = zip(result["indices"], result["gains"], result["why"], strict=True)
+    assert result["picks"] == [
+        {"index": index, "strategy": strategy, "gain": gain, "why": why} for index, gain, why in picks
+    ]
     assert str(out) in capsys.readouterr().out
     assert select(config)["indices"] == result["indices"]
     assert [path.name for path in out.parent.iterdir()] == ["chosen.json"]
+
+
+def needs(strategy: str, matrix: Path) -> dict[str, Any]:
+    """The options without which a strategy does nothing."""
+    given = {name: matrix.parent / file for name, file in NEEDS.get(strategy, {}).items()}
+    return given | ({"query": (str(given["query"]),)} if "query" in given else {})
 
 
 def test_the_baseline_is_not_the_random_strategy_itself(matrix: Path) -> None:
@@ -94,22 +114,101 @@ def test_images_are_embedded_chosen_and_found_again(
     assert not set(second["hashes"]) & set(first["hashes"])
 
 
-def test_the_report_is_one_page_without_outside_parts(matrix: Path) -> None:
-    report = matrix.parent / "report.html"
-    out = matrix.parent / "chosen.json"
-    result = select(SelectConfig(embeddings=matrix, budget=15, out=out, report=report))
-    page = report.read_text()
-    assert page.count('fill="#d33"') == 15 and page.count('fill="#bbb"') == 200
-    assert "http" not in page and "<script" not in page and "nan" not in page
-    assert f"{result['coverage']['radius']:.4g}" in page and f"{result['baseline_random']['radius']:.4g}" in page
+RECIPE = """strategies:
+  - {type: diversity}
+  - {type: similarity, strength: 0.5}
+  - {type: weights, column: sharpness, strength: 0.5}
+  - {type: uncertainty, strength: 0.5}
+  - {type: balance, column: source, shares: {camera: 0.5, web: 0.5}}
+  - {type: threshold, condition: sharpness >= 0.25}
+"""
 
 
-def test_a_report_of_rows_that_cannot_be_drawn_apart(tmp_path: Path) -> None:
-    for number, x in enumerate((np.ones((5, 3), np.float32), gaussian(5, 1), gaussian(1, 4))):
-        np.save(tmp_path / "x.npy", x)
-        report = tmp_path / f"{number}.html"
-        select(SelectConfig(embeddings=tmp_path / "x.npy", budget=1, out=tmp_path / "o.json", report=report))
-        assert "nan" not in report.read_text()
+def test_a_recipe_with_everything(matrix: Path) -> None:
+    folder = matrix.parent
+    (folder / "r.yaml").write_text(RECIPE)
+    config = SelectConfig(
+        embeddings=matrix, budget=30, recipe=folder / "r.yaml", metadata=folder / "m.jsonl", query=(str(folder / "q.npy"),),
+        predictions=folder / "p.npy", group="prompt", most_per_group=1, where=("sharpness < 0.9",), out=folder / "o.json",
+    )  # fmt: skip
+    result = select(config)
+    assert (
+        json.loads((folder / "o.json").read_text())
+        == result
+        == select(config) | {key: result[key] for key in ("seconds", "seconds_total")}
+    )
+    chosen = np.array(result["indices"])
+    assert result["strategy"] == "recipe" and [each["type"] for each in result["strategies"]][-2:] == [
+        "threshold",
+        "per-group",
+    ]
+    assert chosen.min() >= 50 and chosen.max() < 180 and max(Counter(chosen % 40).values()) == 1
+    assert (
+        abs(int((chosen % 4 == 0).sum()) - 15) <= 5
+    )  # every fourth is of the camera; at most 10 of its groups are left
+    names = {pick["strategy"] for pick in result["picks"]}
+    assert (
+        names <= {"diversity", "similarity", "weights of sharpness", "uncertainty", "balance of source"}
+        and len(names) > 2
+    )
+
+
+@pytest.mark.parametrize("strategy", ["kcenter", "random", "similarity", "uncertainty"])
+def test_limits_a_group_keep_the_strategy(strategy: str, matrix: Path) -> None:
+    def chosen(**options: Any) -> list[int]:
+        given: dict[str, Any] = (
+            {"strategy": strategy, "out": matrix.with_suffix(".json")} | needs(strategy, matrix) | options
+        )
+        return select(SelectConfig(embeddings=matrix, budget=20, **given))["indices"]
+
+    metadata, free = matrix.parent / "m.jsonl", chosen()
+    loose = chosen(metadata=metadata, group="prompt", most_per_group=20)
+    assert loose == free or strategy == "random"  # which is drawn one by one then
+    strict = chosen(metadata=metadata, group="prompt", most_per_group=1)
+    assert len({index % 40 for index in strict}) == 20 and strict[0] == loose[0]
+
+
+def test_metadata_from_the_parquet_file_of_the_embeddings(matrix: Path) -> None:
+    table = {"embedding": list(np.load(matrix)), "source": ["a", "b"] * 100}
+    pq.write_table(pa.table(table), matrix.with_suffix(".parquet"))
+    out = matrix.with_suffix(".json")
+    plain = select(SelectConfig(embeddings=matrix, budget=20, out=out))
+    same = select(SelectConfig(embeddings=matrix.with_suffix(".parquet"), budget=20, out=out))
+    assert (same["indices"], same["embedding_hash"]) == (plain["indices"], plain["embedding_hash"])
+    some = select(SelectConfig(embeddings=matrix.with_suffix(".parquet"), budget=20, out=out, where=("source == b",)))
+    assert all(index % 2 for index in some["indices"])
+
+
+def test_predictions_change_density_and_d_optimal(matrix: Path) -> None:
+    for strategy in ("density", "d-optimal"):
+        options: dict[str, Any] = {
+            "embeddings": matrix,
+            "budget": 20,
+            "strategy": strategy,
+            "out": matrix.with_suffix(".json"),
+        }
+        assert (
+            select(SelectConfig(**options))["indices"]
+            != (select(SelectConfig(**options, predictions=matrix.parent / "p.npy"))["indices"])
+        )
+
+
+def test_images_are_chosen_by_likeness_and_by_their_metadata(clip_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "03.png").write_bytes(b"broken")
+    options: dict[str, Any] = {"images": pictures, "model": str(clip_folder), "budget": 2, "cache": tmp_path / "c"}
+    like = select(
+        SelectConfig(**options, strategy="similarity", query=(str(pictures / "00.png"),), out=tmp_path / "a.json")
+    )
+    assert [Path(path).name for path in like["paths"]] == ["00.png", "11.png"]  # copies of one another
+    assert like["gains"] == pytest.approx([1, 1], abs=1e-5)
+    (tmp_path / "m.csv").write_text(
+        "n\n" + "\n".join(map(str, range(12))) + "\n"
+    )  # a row an image, also the broken one
+    np.save(tmp_path / "p.npy", np.where(np.isin(np.arange(12), [4, 9]), 1.0, 0.0) * np.array([[9.0], [-9.0]]))
+    few = select(SelectConfig(**options, metadata=tmp_path / "m.csv", where=("n >= 10",), out=tmp_path / "a.json"))
+    assert sorted(Path(path).name for path in few["paths"]) == ["10.png", "11.png"]
+    unsure = SelectConfig(**options, strategy="uncertainty", predictions=tmp_path / "p.npy", out=tmp_path / "a.json")
+    assert [Path(path).name for path in select(unsure)["paths"]] == ["04.png", "09.png"]
 
 
 BAD_MATRICES = {
@@ -167,6 +266,39 @@ def test_bad_requests_are_told(matrix: Path, tmp_path: Path) -> None:
         select(unchecked(matrix, out))
 
 
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "recipe and strategy": ({"recipe": "r.yaml", "strategy": "dpp"}, "got --recipe and --strategy dpp, allowed is one"),
+    "group alone": ({"group": "prompt"}, "got --group without --most-per-group"),
+    "most alone": ({"most_per_group": 1}, "got --most-per-group without --group"),
+    "no query": ({"strategy": "similarity"}, "--strategy similarity needs --query"),
+    "idle query": ({"query": ("a cat",)}, "--strategy kcenter takes no --query: use --strategy similarity"),
+    "no predictions": ({"strategy": "badge"}, "--strategy badge needs --predictions"),
+    "idle predictions": ({"predictions": "p.npy"}, "--strategy kcenter takes no --predictions: use --strategy uncertainty or"),
+    "idle metadata": ({"metadata": "m.jsonl"}, "--metadata is used by --where, --group and --recipe"),
+    "limits": ({"strategy": "dpp", "where": ("sharpness > 1",)}, "dpp cannot keep to --where and --group, allowed are kcenter"),
+    "no metadata": ({"where": ("sharpness > 1",)}, "no column 'sharpness': allowed are none, as there is no metadata"),
+    "no column": ({"metadata": "m.jsonl", "where": ("blur > 1",)}, "no column 'blur': allowed are prompt, sharpness, source"),
+    "condition": ({"metadata": "m.jsonl", "where": ("blur",)}, "cannot read the condition 'blur'"),
+    "short": ({"metadata": "short.csv", "where": ("a > 1",)}, "short.csv has 1 rows for 200 rows of the embeddings"),
+    "members": ({"strategy": "uncertainty", "predictions": "x.npy"}, "x.npy has 6 columns for 200 rows, allowed is one each"),
+    "no file": ({"strategy": "uncertainty", "predictions": "none.npy"}, "cannot read the predictions .*none.npy"),
+    "width": ({"strategy": "similarity", "query": ("a cat",)}, "embed them with the model of the embeddings"),
+    "capped": ({"metadata": "m.jsonl", "group": "prompt", "most_per_group": 1, "budget": 41}, "budget 41, allowed is 1 to 40"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_OPTIONS)
+def test_options_that_do_not_fit_are_told(kind: str, matrix: Path) -> None:
+    given, message = BAD_OPTIONS[kind]
+    (matrix.parent / "short.csv").write_text("a\n1\n")
+    files = ("recipe", "metadata", "predictions")
+    options: dict[str, Any] = {"budget": 3, "out": matrix.with_suffix(".json"), "embeddings": matrix}
+    options |= {name: matrix.parent / value if name in files else value for name, value in given.items()}
+    with pytest.raises(UserError, match=message):
+        select(SelectConfig(**options))
+    assert not matrix.with_suffix(".json").exists()
+
+
 def unchecked(matrix: Path, out: Path) -> SelectConfig:
     """A config with a strategy that there is not, past the type checks of its constructor."""
     config = SelectConfig(budget=1, out=out, embeddings=matrix)
@@ -182,6 +314,11 @@ def test_from_the_command_line(matrix: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "o.json")
     good = run("--embeddings", str(matrix), "--budget", "5", "--strategy", "kcenter", "--seed", "1", "--out", out)
     assert good.returncode == 0 and good.stdout.strip().endswith(out) and good.stderr == ""
+    limits = ("--metadata", str(tmp_path / "m.jsonl"), "--group", "prompt", "--most-per-group", "1")
+    conditions = ("--where", "sharpness >= 0.5", "source == web")
+    kept = run("--embeddings", str(matrix), "--budget", "5", *limits, *conditions, "--out", out)
+    chosen = json.loads(Path(out).read_text())["indices"]
+    assert kept.returncode == 0 and len(chosen) == 5 and all(index >= 100 and index % 4 for index in chosen)
     bad = run("--embeddings", str(tmp_path / "none.npy"), "--budget", "5", "--out", out)
     assert bad.returncode == 2 and bad.stderr.startswith("mmrlhf: error: cannot read the embeddings")
     assert len(bad.stderr.splitlines()) == 1

@@ -1,0 +1,77 @@
+"""What `mmrlhf select` chooses from: embeddings, and what is known of each row."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mmrlhf.errors import UserError
+from mmrlhf.images import list_images
+from selection.embed import EmbeddedFiles, Embedder, embed_files
+from selection.files import read_embeddings, read_matrix
+from selection.parquet import parquet_columns
+from selection.queries import embed_queries
+from selection.select_config import SelectConfig
+from selection.tables import Columns, check_length, of_images, read_columns
+
+
+class Inputs(NamedTuple):
+    """Embeddings, the files behind them, metadata by column, predictions, and what embeds queries."""
+
+    matrix: Float[np.ndarray, "n d"]
+    files: EmbeddedFiles | None
+    columns: Columns
+    margins: Float[np.ndarray, "m n"] | None
+    embed: Callable[[Sequence[str]], Float[np.ndarray, "q d"]]
+
+
+def read_inputs(config: SelectConfig) -> Inputs:
+    """Everything that the options name. UserError where it cannot be read or does not fit together."""
+    columns = {} if config.metadata is None else read_columns(config.metadata)
+    margins = None if config.predictions is None else read_matrix(config.predictions, "predictions")
+    if config.images is not None:
+        return of_folder(config, config.images, columns, margins)
+    assert config.embeddings is not None  # `check` saw that one of the two is given
+    matrix = read_embeddings(config.embeddings)
+    if config.metadata is not None:
+        check_length(columns, len(matrix), config.metadata)
+    elif config.embeddings.suffix.lower() == ".parquet":
+        columns = parquet_columns(config.embeddings)
+    return Inputs(matrix, None, columns, checked(margins, len(matrix), config), embedder_of(config, None))
+
+
+def of_folder(config: SelectConfig, folder: Path, columns: Columns, margins: Float[np.ndarray, "m p"] | None) -> Inputs:
+    """The same of a folder of images, of which some may be unreadable."""
+    listed = list_images(folder)
+    if config.budget > len(listed):
+        raise UserError(
+            f"--budget got {config.budget}, allowed is 1 to {len(listed)}: there are no more images in {folder}"
+        )
+    margins = checked(margins, len(listed), config)
+    embedder = Embedder(config.model, batch_size=config.batch_size)
+    cache = config.cache or config.out.with_name(config.out.stem + ".embeddings")
+    files = embed_files(listed, embedder, cache=cache)
+    if config.metadata is not None:
+        columns = of_images(columns, listed, files.paths, folder, config.metadata)
+    if margins is not None:
+        margins = margins[:, [number for number, path in enumerate(listed) if str(path) not in files.unreadable]]
+    return Inputs(files.embeddings, files, columns, margins, embedder_of(config, embedder))
+
+
+def checked(
+    margins: Float[np.ndarray, "m p"] | None, count: int, config: SelectConfig
+) -> Float[np.ndarray, "m p"] | None:
+    """UserError unless the predictions have a column a row."""
+    if margins is not None and margins.shape[1] != count:
+        raise UserError(
+            f"{config.predictions} has {margins.shape[1]} columns for {count} rows, allowed is one each: a row a member, a "
+            "column a row of the embeddings"
+        )
+    return margins
+
+
+def embedder_of(config: SelectConfig, embedder: Embedder | None) -> Callable[[Sequence[str]], Float[np.ndarray, "q d"]]:
+    """What turns queries into embeddings; those of `--query` where a recipe names none."""
+    return lambda queries: embed_queries(queries or config.query, config.model, embedder)
