@@ -32,7 +32,8 @@ def conjugate_gradient(
 ) -> Float[Tensor, " n"]:
     """x with A x ≈ `target`, for a positive definite A that is known by `product` alone (Hestenes and Stiefel 1952).
 
-    It starts at 0, and ends early where |target − A x|² ≤ `tolerance` · |target|².
+    It starts at 0, and ends early where |target − A x|² ≤ `tolerance` · |target|², or where rounding leaves A no curvature to go
+    along.
     """
     solution, residual = torch.zeros_like(target), target.clone()
     direction, left = residual.clone(), float(residual @ residual)
@@ -41,7 +42,10 @@ def conjugate_gradient(
         if left <= enough:
             break
         curved = product(direction)
-        length = left / float(direction @ curved)
+        curvature = float(direction @ curved)
+        if not curvature > 0:
+            break
+        length = left / curvature
         solution = solution + length * direction
         residual = residual - length * curved
         before, left = left, float(residual @ residual)
@@ -52,7 +56,7 @@ def conjugate_gradient(
 def slope_along(
     divergence: Float[Tensor, ""], weights: Sequence[Tensor], vector: Float[Tensor, " n"]
 ) -> Float[Tensor, ""]:
-    """(∇ divergence) · `vector`, differentiable: its gradient is the Hessian of the divergence times the vector (Pearlmutter 1994).
+    """(∇ divergence) · `vector`, differentiable: its gradient is the divergence's Hessian times the vector (Pearlmutter 1994).
 
     `vector` is as long as the weights together, in their order. Where `divergence` is the mean KL(π'‖π_θ) at θ of a π' equal to
     π_θ that is held fast, this Hessian is the Fisher information.

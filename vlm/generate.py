@@ -1,7 +1,9 @@
 """`mmrlhf vlm generate`: a model's answers to a file of questions about images."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from mmrlhf.data import image_of, relative
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 from vlm.benchmarks.answers import read_records
-from vlm.policy import VisionLanguagePolicy
+from vlm.policy import Answers, VisionLanguagePolicy
+from vlm.value_heads import VALUES, ValueHeads, generate_with_values
 
 ASKED = ("prompt", "query", "question", "text")
 
@@ -28,7 +31,7 @@ class GenerateConfig:
     out: Path
     """File for the answers, an object a line: the question's own columns, with "id" and "response"."""
     adapter: Path | None = None
-    """Folder of LoRA weights to answer with."""
+    """Folder of LoRA weights to answer with; values that mmrlhf vlm ilql left there, or with --model, are followed."""
     images: Path | None = None
     """Folder that images are relative to; None is that of --prompts."""
     batch_size: int = 16
@@ -39,6 +42,8 @@ class GenerateConfig:
     """0 takes the likeliest token each time, 1 draws from the model's own distribution."""
     samples: int = 1
     """Answers a question."""
+    value_weight: float | None = None
+    """How strongly such values are followed; None is what their run says, 0 leaves them out."""
     dtype: str = "float32"
     """float32 or bfloat16."""
     device: str = "auto"
@@ -54,6 +59,8 @@ def generate(config: GenerateConfig) -> None:
     for name in ("batch_size", "max_new_tokens", "samples"):
         check(config, name, lambda value: value >= 1, "1 or more")
     check(config, "temperature", lambda value: value >= 0, "0 or more")
+    if config.value_weight is not None:
+        check(config, "value_weight", lambda value: value >= 0, "0 or more, or leave it out")
     check_seed(config.seed)
     questions = [
         (located(columns, row, config.out), row) for columns, row in read_questions(config.prompts, config.images)
@@ -63,6 +70,7 @@ def generate(config: GenerateConfig) -> None:
     part = config.out.with_name(f"{config.out.name}.part")
     done = kept_lines(part, config) if config.resume else []
     policy = VisionLanguagePolicy.load(config.model, adapter=config.adapter, device=config.device, dtype=config.dtype)
+    answer = answering(policy, config)
     wanted = [
         (columns if config.samples == 1 else columns | {"sample": sample}, row)
         for columns, row in questions
@@ -73,7 +81,7 @@ def generate(config: GenerateConfig) -> None:
         file.write("".join(done))
         for first in range(len(done), len(wanted), config.batch_size):
             batch = wanted[first : first + config.batch_size]
-            answers = policy.generate(
+            answers = answer(
                 [row for _, row in batch], seed=config.seed * 1_000_003 + first, max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
             )  # fmt: skip
@@ -83,6 +91,24 @@ def generate(config: GenerateConfig) -> None:
             bar.update(len(batch))
     part.replace(config.out)
     print(f"{len(wanted)} answers are in {config.out}")
+
+
+def answering(policy: VisionLanguagePolicy, config: GenerateConfig) -> Callable[..., Answers]:
+    """The policy's `generate`, or, where values lie beside its weights, that which follows them.
+
+    UserError where they do not fit the model, or there are none but --value-weight is given.
+    """
+    folder = config.adapter or Path(config.model)
+    if (folder / VALUES).is_file():
+        heads, weight = ValueHeads.load(folder, policy)
+        given = weight if config.value_weight is None else config.value_weight
+        return partial(generate_with_values, policy, heads, weight=given)
+    if config.value_weight is not None:
+        raise UserError(
+            f"--value-weight got {config.value_weight:g}, but {folder} holds no {VALUES}: give the folder of a vlm ilql run, or "
+            "leave it out"
+        )
+    return policy.generate
 
 
 def located(columns: dict[str, Any], row: Row, out: Path) -> dict[str, Any]:

@@ -157,6 +157,13 @@ class VisionLanguagePolicy:
         """log π of each token of a batch's answers; 0 where there is none."""
         return self.score(batch, temperature=temperature).log_probs
 
+    def distributions(
+        self, states: Float[Tensor, "n d"], temperature: float, head: nn.Module | None = None
+    ) -> Float[Tensor, "n v"]:
+        """log π of every token of the vocabulary at some states, by the policy's last layer or the one given; in float32."""
+        head = head or self.network.get_output_embeddings()
+        return token_distribution(head, states, temperature, softcap(self.network), self.banned)
+
     @torch.no_grad()
     def generate(
         self,
@@ -249,14 +256,21 @@ def token_log_probs(
     entropy: bool,
 ) -> Float[Tensor, "2 n"]:
     """Log-probability of each token, and the entropy (nats) of its distribution, or 0 unless asked for; in float32."""
+    normalised = token_distribution(head, states, temperature, cap, banned)
+    found = normalised.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    spread = -(normalised.exp() * normalised).sum(-1) if entropy else torch.zeros_like(found)
+    return torch.stack([found, spread])
+
+
+def token_distribution(
+    head: nn.Module, states: Float[Tensor, "n d"], temperature: float, cap: float | None, banned: list[int]
+) -> Float[Tensor, "n v"]:
+    """log π of every token of the vocabulary; in float32."""
     logits = head(states).float()
     if cap is not None:
         logits = cap * (logits / cap).tanh()
     logits = (logits / temperature).index_fill(1, torch.tensor(banned, device=logits.device, dtype=torch.long), LEAST)
-    normalised = F.log_softmax(logits, dim=-1)
-    found = normalised.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    spread = -(normalised.exp() * normalised).sum(-1) if entropy else torch.zeros_like(found)
-    return torch.stack([found, spread])
+    return F.log_softmax(logits, dim=-1)
 
 
 def picture_tokens(config: Any) -> list[int]:
