@@ -1,11 +1,11 @@
-"""Images in, embeddings out, by the picture half of any `transformers` CLIPModel; kept on disk by content, so that it resumes."""
+"""Images in, embeddings out, by the picture half of a CLIPModel or a pretrained backbone; kept on disk, so that it resumes."""
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mmrlhf.backbones import is_backbone, load_backbone_folder
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash, load_image
 from mmrlhf.models import quiet_loading, resolve_model
@@ -33,55 +34,69 @@ class EmbeddedFiles(NamedTuple):
 
 
 class Embedder:
-    """Calls a CLIPModel's picture half: images of any size -> embeddings of unit length, in float32.
+    """Calls a CLIPModel's picture half, or a backbone: images of any size -> embeddings of unit length, in float32.
 
-    `model` is a tiny name, a folder that `save_pretrained` wrote, or a hub id. UserError where it is none of a CLIPModel.
+    `model` is a tiny name, a folder that `save_pretrained` or `mmrlhf select pretrain` wrote, or a hub id. UserError where it is
+    none of these.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 32):
-        from transformers import CLIPImageProcessor, CLIPModel
-
+    def __init__(self, model: str, *, batch_size: int = 32, device: torch.device | str = "cpu"):
         folder = resolve_model(model)
-        try:
-            with quiet_loading():
-                self.model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"cannot load the model {model} ({reason}): give the folder or hub id of a CLIPModel"
-            ) from error
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])[0]
-            raise UserError(f"the model {model} has no weights for {missing}: give the folder or hub id of a CLIPModel")
-        try:
-            processor = CLIPImageProcessor.from_pretrained(folder)
-            mean, std = processor.image_mean, processor.image_std
-        except (OSError, ValueError):  # weights without a preprocessor: those of the published CLIP models
-            mean, std = OPENAI_MEAN, OPENAI_STD
-        self.model.eval().requires_grad_(False)
+        self.model: Any
+        if is_backbone(folder):
+            backbone = load_backbone_folder(folder)
+            self.model, self.size = backbone.network, backbone.image_size
+            mean, std = backbone.mean, backbone.std
+            self.features: Callable[[Tensor], Tensor] = lambda pixels: self.model(pixels).flatten(1)
+        else:
+            self.model, mean, std = load_clip(folder, model)
+            self.size = self.model.config.vision_config.image_size
+            self.features = lambda pixels: self.model.visual_projection(
+                self.model.vision_model(pixel_values=pixels).pooler_output
+            )
+        self.model.eval().requires_grad_(False).to(device)
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-        self.size: int = self.model.config.vision_config.image_size
-        self.batch_size = batch_size
+        self.batch_size, self.device = batch_size, torch.device(device)
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Float[Tensor, "b d"]:
         parts = []
         for batch in images.split(self.batch_size):
-            pixels = (square(batch.float(), self.size) - self.mean) / self.std
-            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-            parts.append(F.normalize(self.model.visual_projection(pooled), dim=-1))
+            resized = square(batch.to(self.device, torch.float32), self.size)
+            pixels = (resized - self.mean.to(self.device)) / self.std.to(self.device)
+            parts.append(F.normalize(self.features(pixels), dim=-1).to(images.device))
         return torch.cat(parts)
 
     def fingerprint(self) -> str:
         """A name for the weights themselves, wherever they lie: equal for equal weights and preprocessing."""
         digest = hashlib.sha256(repr((self.size, self.mean.tolist(), self.std.tolist())).encode())
         for name, value in sorted(self.model.state_dict().items()):
-            values = value.detach().double().flatten()
+            values = value.detach().cpu().double().flatten()
             ramp = torch.linspace(1, 2, len(values), dtype=torch.double)
             digest.update(
                 repr((name, tuple(value.shape), f"{values.abs().sum():.9e}", f"{values @ ramp:.6e}")).encode()
             )
         return digest.hexdigest()[:16]
+
+
+def load_clip(folder: str, model: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """A CLIPModel, and the mean and standard deviation of its pixels. UserError, which says `model`, where it is none."""
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    wanted = "give the folder or hub id of a CLIPModel, or a backbone that `mmrlhf select pretrain` wrote"
+    try:
+        with quiet_loading():
+            clip, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"cannot load the model {model} ({reason}): {wanted}") from error
+    if info["missing_keys"]:
+        raise UserError(f"the model {model} has no weights for {sorted(info['missing_keys'])[0]}: {wanted}")
+    try:
+        processor = CLIPImageProcessor.from_pretrained(folder)
+        return clip, tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError):  # weights without a preprocessor: those of the published CLIP models
+        return clip, OPENAI_MEAN, OPENAI_STD
 
 
 def square(images: Images, size: int) -> Float[Tensor, "b 3 size size"]:

@@ -66,8 +66,16 @@ class CLIPReward:
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> "CLIPReward":
-        """The plain score of a CLIP model: tiny-clip, a folder, or a hub id such as yuvalkirstain/PickScore_v1."""
-        return cls(load_backbone(model))
+        """The plain score of a CLIP model: tiny-clip, a folder, or a hub id such as yuvalkirstain/PickScore_v1.
+
+        UserError for a backbone that reads no prompt, whose plain score would be the same for all.
+        """
+        backbone = load_backbone(model)
+        if not backbone.max_tokens:
+            raise UserError(
+                f"the backbone {model} reads no prompt and scores nothing by itself: train a head on it (`mmrlhf reward train`)"
+            )
+        return cls(backbone)
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         members = self.members(images, prompts)

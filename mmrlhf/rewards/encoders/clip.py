@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
+from mmrlhf.backbones import is_backbone
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.rewards.encoders.dual_encoder import (
@@ -27,12 +28,16 @@ from mmrlhf.types import Images
 
 def load_backbone(model: str | Path) -> DualEncoder:
     """tiny-clip, or a folder or hub id of a CLIPModel, a SiglipModel (SigLIP, and SigLIP 2 of a fixed size) or, written
-    hf-hub:owner/name, of open_clip. UserError for anything else. It is read once, here.
+    hf-hub:owner/name, of open_clip; or a folder that `mmrlhf select pretrain` wrote, which sees images and reads no prompt.
+    UserError for anything else. It is read once, here.
     """
+    from mmrlhf.rewards.encoders.image_only import ImageOnlyBackbone
     from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone, is_open_clip
     from mmrlhf.rewards.encoders.siglip import SiglipBackbone
 
     where = resolve_model(str(model))
+    if is_backbone(where):
+        return ImageOnlyBackbone.load(where)
     if is_open_clip(where):
         return OpenClipBackbone.load(model)
     with explain_loading("image-text", model, "tiny-clip, a model's folder, or a hub id that can be reached"):

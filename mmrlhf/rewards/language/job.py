@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.answers import Comparison, holds_answers
+from mmrlhf.backbones import is_backbone
 from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device, resolve_model
 from mmrlhf.outcomes import Ranking, Rating, strict_pairs
@@ -40,7 +41,7 @@ def is_asked_for(config: TrainConfig) -> bool:
     where = resolve_model(config.model)
     if kind_of(Path(where)) == KIND:
         return True
-    if (Path(where) / "open_clip_config.json").is_file():
+    if (Path(where) / "open_clip_config.json").is_file() or is_backbone(where):
         return False
     try:
         return model_type(where) not in OTHERS

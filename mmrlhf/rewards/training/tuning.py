@@ -16,6 +16,10 @@ AFTER_BLOCKS = ("post_layernorm", "final_layer_norm", "ln_post", "ln_final", "tr
 
 def unfreeze(backbone: DualEncoder, tune: Tune, *, last_blocks: int, lora_rank: int, seed: int) -> None:
     """Let the chosen weights have gradients; `lora` puts adapters into the model, the same for the same seed."""
+    if not backbone.max_tokens:
+        raise UserError(
+            f"--train {tune} got a backbone that reads no prompt, allowed on it is a head: give --train head"
+        )
     model = backbone.model.requires_grad_(tune == "full")
     if tune == "last":
         if not len(backbone.vision_blocks) or not len(backbone.text_blocks):

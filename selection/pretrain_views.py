@@ -1,0 +1,94 @@
+"""The pictures of a folder as augmented views, drawn anew each epoch: the same for the same seed, however many processes draw."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmrlhf.errors import UserError
+from mmrlhf.images import content_hash, list_images, load_image, to_pil
+from mmrlhf.seeding import seeded
+
+Views = list[Float[Tensor, "3 h w"]]
+ORDER, DRAWS, WEIGHTS = 0, 1, 2  # what a seed is for
+
+
+class Pictures(NamedTuple):
+    """The readable files of a folder, equal ones once, with their content hashes; and what could not be read, with the reason."""
+
+    paths: list[Path]
+    hashes: list[str]
+    unreadable: dict[str, str]
+
+
+def read_pictures(folder: Path) -> Pictures:
+    """Look at every image below `folder`. UserError where fewer than two different ones can be read."""
+    found: dict[str, Path] = {}
+    unreadable: dict[str, str] = {}
+    for path in tqdm(list_images(folder), desc="reading", unit="image", disable=None, delay=1):
+        try:
+            name = content_hash(path.read_bytes())
+            if name not in found:
+                load_image(path)
+                found[name] = path
+        except (UserError, OSError) as error:
+            unreadable[str(path)] = str(error)
+    if len(found) < 2:
+        first = next(iter(unreadable.values()), "the others are copies")
+        raise UserError(
+            f"{folder} holds {len(found)} different readable images ({first}), allowed is 2 or more: give a folder with more"
+        )
+    return Pictures(list(found.values()), list(found), unreadable)
+
+
+class AugmentedPictures(Dataset[Views]):
+    """Views of each picture in one epoch; which ones follows from the seed, the epoch and the picture's number alone."""
+
+    def __init__(self, paths: Sequence[Path], augment: Callable[[Any], Any], seed: int, epoch: int) -> None:
+        self.paths, self.augment, self.seed, self.epoch = paths, augment, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Views:
+        picture = to_pil(load_image(self.paths[number]))
+        own = int(torch.randint(2**31, (), generator=seeded(self.seed, DRAWS, self.epoch, number)))
+        return list(drawn(own, lambda: self.augment(picture)))
+
+
+def drawn(seed: int, draw: Callable[[], Any]) -> Any:
+    """What `draw` gives with the generators of torch, numpy and Python at `seed`; they are put back after it.
+
+    The augmentations of lightly and torchvision take no generator of their own.
+    """
+    numpys, pythons = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            return draw()
+        finally:
+            np.random.set_state(numpys)
+            random.setstate(pythons)
+
+
+def batches(
+    paths: Sequence[Path], augment: Callable[[Any], Any], *, batch_size: int, seed: int, epoch: int, workers: int
+) -> DataLoader[Views]:
+    """Batches of views, a tensor a view, over the pictures in an order of this epoch; a last one that is not full is left out."""
+    order = torch.randperm(len(paths), generator=seeded(seed, ORDER, epoch)).tolist()
+    return DataLoader(
+        AugmentedPictures(paths, augment, seed, epoch),
+        batch_size=batch_size,
+        sampler=order,
+        drop_last=True,
+        num_workers=workers,
+    )
