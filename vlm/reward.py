@@ -21,13 +21,15 @@ from mmrlhf.rewards.segments.labels import SpanLabel
 from mmrlhf.rewards.segments.text import TextFeatures, token_spans
 from mmrlhf.segments import SegmentedItem, SegmentScore, read_segments, with_rest
 from mmrlhf.types import SegmentLabel
-from vlm.policy import VisionLanguagePolicy
-from vlm.preference_data import hold_out, rows_that_fit
-from vlm.segment_reward import HallucinationReward, Layers, read_answers, source_of
+from vlm.answer_readers import OPTIONS, Features, open_reader, source_of
+from vlm.preference_data import hold_out
+from vlm.segment_reward import HallucinationReward
 from vlm.spans import Parts, spans_of
+from vlm.state_features import Layers
 
 TEMPERATURES = (0.25, 8.0)
 """The least and the greatest that few held-out answers can ask for."""
+MOST_CROPS = 8
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,24 @@ class RewardConfig:
     """Learn what the parts of an answer are worth from answers in which somebody marked what is wrong."""
 
     model: str
-    """The vision-language model that reads: tiny-llava, a folder, or a hub id."""
+    """The model that reads: with --features states a vision-language model (tiny-llava, a folder, or a hub id), with clip an
+    image-text model (tiny-clip, or a folder or hub id of CLIP, SigLIP or open_clip)."""
     data: Path
     """SEGMENTS.jsonl: answers with spans that are correct, misleading or irrelevant."""
     out: Path
     """Folder for the reward, metrics.json and report.html."""
+    features: Features = "states"
+    """What a part is judged by: the states of a vision-language model that reads prompt, picture and answer, or how an image-text
+    model embeds the part and the picture (clip), whatever the prompt and the other parts."""
     adapter: Path | None = None
-    """Folder of LoRA weights to read with."""
+    """Folder of LoRA weights to read with; of --features states."""
     unmarked_correct: bool = False
     """What no span covers is correct, as where people mark only what is wrong."""
     layers: Layers = "last"
-    """The states that are read: of the last layer, of one in the middle, or of both."""
+    """The states that are read: of the last layer, of one in the middle, or of both; of --features states."""
+    crops: int = 1
+    """Rows and columns of a grid whose pieces a part is compared with beside the whole picture, which alone an image-text model
+    embeds; 1: no pieces. Of --features clip."""
     parts: Parts = "sentence"
     """The parts of an answer that the reward judges: sentences, clauses or words."""
     validation: float = 0.2
@@ -68,26 +77,26 @@ def train(config: RewardConfig) -> dict[str, Any]:
     check_seed(config.seed)
     if not is_unused(config.out):
         raise UserError(f"--out {config.out} already holds files: give an empty folder")
+    source = read_from(config)
     items = answered(config)
     rows = [Row(item.prompt, item.answer, item.image) for item in items]
-    policy = VisionLanguagePolicy.load(config.model, adapter=config.adapter, device=config.device)
-    rows_that_fit(policy, rows, "refuse")
+    reader = open_reader(source, config.device)
+    reader.check(rows, config.parts)
     learnt, held = hold_out([item.unit for item in items], config.validation, config.seed)
     calibrate, measure = split(held, [item.unit for item in items], config.seed)
-    texts = read_answers(policy, rows, config.layers, progress=True)
+    texts = reader.read(rows, config.parts, progress=True)
     own = part_of(texts, learnt)
     head = fit_segments(
         own.features, own.mask, labels(texts, items, learnt, config.parts), seed=config.seed,
         groups=[items[i].unit for i in learnt], epochs=config.epochs, ensemble=config.ensemble, hidden=config.hidden,
     )  # fmt: skip
-    reward = HallucinationReward(
-        policy, head, source=source_of(config.model, config.adapter), layers=config.layers, parts=config.parts
-    )
+    reward = HallucinationReward(reader, head, source=source, parts=config.parts)
     raw, told, _ = judged(reward, texts, items, calibrate)
     before = judged(reward, texts, items, measure)
     reward.temperature = best_temperature(raw, told)
     threshold = best_threshold(*judged(reward, texts, items, calibrate)[:2])
     figures: dict[str, Any] = {
+        "features": config.features,
         "answers": len(learnt),
         "held_out_answers": len(measure),
         "temperature": reward.temperature,
@@ -102,6 +111,22 @@ def train(config: RewardConfig) -> dict[str, Any]:
         f"{len(measure)} held-out answers; the reward is in {config.out}"
     )
     return figures
+
+
+def read_from(config: RewardConfig) -> dict[str, Any]:
+    """What reads the answers. UserError for an option of other features, or one out of its range."""
+    check(config, "crops", lambda value: 1 <= value <= MOST_CROPS, f"1 (none) to {MOST_CROPS}")
+    for features, names in OPTIONS.items():
+        for name in names if features != config.features else ():
+            if getattr(config, name) != getattr(RewardConfig, name):
+                raise UserError(
+                    f"--{name} got {getattr(config, name)}, which is of --features {features} alone, and --features got "
+                    f"{config.features}: leave one of them out"
+                )
+    own = {name: getattr(config, name) for name in OPTIONS[config.features]}
+    if own.get("adapter") is not None:
+        own["adapter"] = str(own["adapter"])
+    return source_of(config.features, config.model, **own)
 
 
 def answered(config: RewardConfig) -> list[SegmentedItem]:

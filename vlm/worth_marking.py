@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rewards.segments.text import token_spans
-from vlm.segment_reward import HallucinationReward, read_answers
+from vlm.segment_reward import HallucinationReward
 from vlm.spans import spans_of
 
 Strategy = Literal["hallucination", "answers", "heads", "random"]
@@ -59,7 +59,7 @@ def head_disagreement(reward: HallucinationReward, rows: Sequence[Row]) -> Float
 
     In the unit of the reward's head. Source: query by committee, Seung, Opper and Sompolinsky 1992.
     """
-    texts = read_answers(reward.policy, rows, reward.layers)
+    texts = reward.reader.read(rows, reward.parts)
     spans = [
         (place, *span)
         for place, row in enumerate(rows)

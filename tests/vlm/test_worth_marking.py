@@ -12,8 +12,9 @@ from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rewards.segments.head import SegmentHead
 from mmrlhf.rewards.segments.reward import SegmentReward
 from vlm.policy import VisionLanguagePolicy
-from vlm.segment_reward import HallucinationReward, read_answers
+from vlm.segment_reward import HallucinationReward
 from vlm.spans import spans_of
+from vlm.state_features import StateReader
 from vlm.worth_marking import (
     answer_disagreement,
     answers_worth,
@@ -31,7 +32,7 @@ def judge(small_llava: str) -> HallucinationReward:
     head = SegmentHead(policy.width, members=3, hidden=8, generator=torch.Generator().manual_seed(0))
     for weight in (head.scorer.first, head.scorer.last):  # far from 0, where all members agree
         torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
-    return HallucinationReward(policy, SegmentReward(head), source={}, layers="last")
+    return HallucinationReward(StateReader(policy), SegmentReward(head), source={})
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_expected_wrong_parts_by_hand(judge: HallucinationReward, rows: list[Row
     expected = []
     for row in rows:
         answer = row.answer or ""
-        texts = read_answers(judge.policy, [row], "last")
+        texts = judge.reader.read([row], "sentence")
         total = 0.0
         for start, end in spans_of(answer, "sentence"):
             own = [i for i, (a, b) in enumerate(texts.offsets[0]) if a < end and b > start]
@@ -101,7 +102,7 @@ def test_head_disagreement_by_hand(judge: HallucinationReward, rows: list[Row]) 
     expected = []
     for row in rows:
         answer = row.answer or ""
-        texts = read_answers(judge.policy, [row], "last")
+        texts = judge.reader.read([row], "sentence")
         members = judge.head.members(texts.features, texts.mask).numpy()
         total = 0.0
         for start, end in spans_of(answer, "sentence"):
