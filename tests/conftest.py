@@ -10,6 +10,8 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+# what is compared to many digits is computed in float32 on every processor
+torch.cpu.get_capabilities = dict  # type: ignore[assignment]
 
 PACKAGES = ("mmrlhf", "diffusion", "vlm", "selection", "apps")
 install_import_hook(PACKAGES, "beartype.beartype")
