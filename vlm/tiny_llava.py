@@ -82,7 +82,7 @@ Reproduce: `mmrlhf tiny train-llava --out DIR`.
 
 @dataclass(frozen=True)
 class TinyLlavaConfig:
-    """Train tiny-llava; about an hour on two cores."""
+    """Train tiny-llava; about an hour."""
 
     out: Path
     """Folder for the finished model."""
@@ -90,7 +90,7 @@ class TinyLlavaConfig:
     """Folder for checkpoints; give the same one to go on with a stopped run."""
     tower_steps: int = 1000
     """Steps of 64 pictures for the vision tower."""
-    language_steps: int = 1800
+    language_steps: int = 3000
     """Steps of 48 pictures and texts for the language model."""
     measured_scenes: int = 400
     """Scenes that the figures on the card are of."""
