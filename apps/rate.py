@@ -66,6 +66,6 @@ def rate(config: RateConfig) -> None:
             annotator_names=config.annotator_names,
             instructions=config.instructions,
         )
-        print(f"{judgements(store, mode)} judgements in {store.path}")
+        print(f"{judgements(store, mode)} judgements in {store.name}")
     finally:
         store.close()

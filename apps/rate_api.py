@@ -67,20 +67,25 @@ class Desk:
         """Whether a question shows one picture."""
         return self.mode == "likert"
 
+    @property
+    def kind(self) -> Literal["pair", "score"]:
+        """What the store calls the questions."""
+        return "score" if self.single else "pair"
+
     def state(self, annotator: str | None) -> dict[str, Any]:
         """Everything that a rater's page shows."""
         common = {"name": annotator, "mode": self.mode, "instructions": self.instructions}
         if annotator is None:
             return common
-        tasks = self.store.next_tasks(annotator, self.overlap, single=self.single)
-        progress = self.store.progress(annotator, self.overlap, single=self.single)
+        tasks = self.store.next_tasks(annotator, self.overlap, kind=self.kind)
+        progress = self.store.progress(annotator, self.overlap, kind=self.kind)
         answered = progress.voted + progress.skipped
         return {
             **common,
             "tasks": [self.question(task, annotator) for task in tasks],
             "answered": answered,
             "total": answered + progress.open,
-            "finished": not tasks and not self.store.waiting(self.overlap, single=self.single),
+            "finished": not tasks and not self.store.waiting(self.overlap, kind=self.kind),
             "more_to_come": self.more_to_come,
         }
 
@@ -91,7 +96,7 @@ class Desk:
     def record(self, vote: Vote, annotator: str) -> None:
         """Put a choice into the store; returns after the commit."""
         task = self.store.task(vote.task)
-        if task is None or (task.item_1 == "") != self.single:
+        if task is None or task.kind != self.kind:
             raise HTTPException(404, "This question is no longer asked.")
         if vote.choice not in CHOICES[self.mode]:
             raise HTTPException(422, f"The choice is none of {', '.join(CHOICES[self.mode])}.")
@@ -119,7 +124,7 @@ class Desk:
         """The rater's answer before the one numbered `before` (their last one without), as its page shows it."""
         while answers := self.store.answers(annotator, before):
             answer = answers[0]
-            if (answer.task.item_1 == "") == self.single:
+            if answer.task.kind == self.kind:
                 return {
                     **self.question(answer.task, annotator),
                     "number": answer.number,

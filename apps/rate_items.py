@@ -41,10 +41,12 @@ def read_questions(source: Path, *, single: bool, pairs_per_item: int, seed: int
         names = ["image"] if "image" in row else ["image_0", "image_1"]
         hashes = [reader.add(where, folder, row.get(name), prompt) for name in names]
         if len(hashes) == 2 and hashes[0] != hashes[1]:
-            pairs.append(Task(prompt, hashes[0], hashes[1], why="listed"))
+            pairs.append(Task(prompt, (hashes[0], hashes[1]), why="listed"))
         groups.setdefault(prompt, {}).update(dict.fromkeys(hashes))
     if single:
-        return reader.items, [Task(prompt, key, why="listed") for prompt, keys in groups.items() for key in keys]
+        return reader.items, [
+            Task(prompt, (key,), "score", why="listed") for prompt, keys in groups.items() for key in keys
+        ]
     listed = any("image_0" in row for _, _, row in rows)
     tasks = pairs if listed else draw_pairs({p: list(keys) for p, keys in groups.items()}, pairs_per_item, seed)
     if not tasks:
@@ -138,7 +140,7 @@ def draw_pairs(groups: dict[str, list[str]], pairs_per_item: int, seed: int) -> 
             for pair in ring(keys, shuffle):
                 if frozenset(pair) not in seen and len(seen) < wanted:
                     seen.add(frozenset(pair))
-                    rounds.append(Task(prompt, *pair, why="random"))
+                    rounds.append(Task(prompt, pair, why="random"))
     shuffle.shuffle(rounds)
     return rounds
 

@@ -123,7 +123,7 @@ def wait_for(store: Store, wanted: int | None, mode: str, overlap: int = 1) -> N
     Without a number, never: new questions may come.
     """
     while wanted is None or judgements(store, mode) < wanted:
-        progress = store.progress("", overlap, single=mode == "likert")
+        progress = store.progress("", overlap, kind="score" if mode == "likert" else "pair")
         if wanted is not None and progress.complete == progress.tasks:
             break
         time.sleep(0.5)

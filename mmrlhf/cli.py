@@ -10,6 +10,7 @@ from mmrlhf.errors import UserError
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "quickstart": ("mmrlhf.quickstart.loop", "QuickstartConfig", "quickstart", "the whole loop on the tiny models"),
     "rate": ("apps.rate", "RateConfig", "rate", "collect judgements in a web app"),
+    "dashboard": ("apps.dashboard", "DashboardConfig", "dashboard", "runs side by side, while they go on or as one file"),
     "select": ("selection.select", "SelectConfig", "select", "choose which samples are worth annotating"),
     "select pretrain": (
         "selection.pretrain",

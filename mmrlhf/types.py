@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrlhf import __version__
+
 Images = Float[Tensor, "b 3 h w"]
 
 
@@ -21,7 +23,8 @@ class Preference:
 
     `items` are content hashes (see `mmrlhf.images.content_hash`), never tensors. `label` is the weight of the first item in
     [0, 1]: 1 = first preferred, 0 = second preferred, 0.5 = tie, anything between a soft label.
-    `shown` are the items in the order in which the annotator saw them, left to right.
+    `shown` are the items in the order in which the annotator saw them, left to right. `unsafe` are those vetoed beside it, and
+    `app_version` is the version of the software that recorded it.
     """
 
     prompt: str
@@ -34,6 +37,8 @@ class Preference:
     time: str = ""
     vote_id: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    unsafe: tuple[str, ...] = ()
+    app_version: str = __version__
 
 
 @dataclass(frozen=True)

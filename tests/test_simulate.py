@@ -72,7 +72,7 @@ def scores() -> dict[str, float]:
 
 @pytest.fixture
 def tasks() -> list[Task]:
-    return [Task("p", f"item{2 * i}", f"item{2 * i + 1}") for i in range(400)]
+    return [Task("p", (f"item{2 * i}", f"item{2 * i + 1}")) for i in range(400)]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -121,7 +121,7 @@ def test_the_raters_differ_in_reliability_and_agree_well(tasks: list[Task], scor
 @pytest.mark.parametrize("difference", [-0.5, 0.0, 0.4])
 def test_the_answers_follow_rao_and_kupper(difference: float) -> None:
     rater = Rater("simulated-test", noise=0.5, tie_threshold=0.3, random_share=0.0)
-    tasks = [Task(f"p{i}", "a", "b") for i in range(8000)]
+    tasks = [Task(f"p{i}", ("a", "b")) for i in range(8000)]
     labels = torch.tensor(
         [p.label for p in simulate_preferences(tasks, {"a": difference, "b": 0.0}, [rater], seeded())]
     )
@@ -133,7 +133,7 @@ def test_the_answers_follow_rao_and_kupper(difference: float) -> None:
 
 def test_a_rater_who_never_looks_answers_by_a_coin() -> None:
     blind = replace(RATERS[0], random_share=1.0)
-    tasks = [Task(f"p{i}", "a", "b") for i in range(4000)]
+    tasks = [Task(f"p{i}", ("a", "b")) for i in range(4000)]
     labels = [p.label for p in simulate_preferences(tasks, {"a": 9.0, "b": 0.0}, [blind], seeded())]
     assert set(labels) == {0.0, 1.0} and abs(sum(labels) / 4000 - 0.5) < 0.04
 
@@ -148,4 +148,4 @@ def test_overlap_spreads_the_tasks_over_the_raters(tasks: list[Task], scores: di
 
 def test_an_item_without_a_score_is_named() -> None:
     with pytest.raises(UserError, match="no finite gold score for item 'b'"):
-        simulate_preferences([Task("p", "a", "b")], {"a": 0.0, "b": float("nan")}, RATERS, seeded())
+        simulate_preferences([Task("p", ("a", "b"))], {"a": 0.0, "b": float("nan")}, RATERS, seeded())

@@ -11,7 +11,7 @@ from mmrlhf.datasets.judgements import Judgement, read_judgements
 from mmrlhf.datasets.rows import BadRow
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Rating
-from mmrlhf.store import Item, Store
+from mmrlhf.store import Item, Store, store_exists
 from mmrlhf.types import Preference
 
 LEVELS = 5  # of the rating app's scale
@@ -26,7 +26,7 @@ class ExportConfig:
     out: Path
     """The file to write; paths in a JSONL file are relative to it."""
     store: str | None = None
-    """sqlite:///FILE or a path: what `mmrlhf rate` collected."""
+    """sqlite:///FILE, a path or postgresql://USER@HOST/NAME: what `mmrlhf rate` collected."""
     data: Path | None = None
     """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl or an ANSWERS.jsonl."""
     format: WrittenFormat = "pairs"
@@ -89,38 +89,38 @@ def answers(url: str, source: str, *, ratings: bool = False) -> list[tuple[str, 
     allowed = ("all", "human", "simulated", "ai")
     if source not in allowed:
         raise UserError(f"--source got '{source}', allowed is {', '.join(allowed)}")
-    file = Path(url.removeprefix("sqlite:///"))
-    if not file.is_file():
-        raise UserError(f"no store at {file}: give the one that `mmrlhf rate --store` wrote")
+    if not store_exists(url):
+        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf rate --store` wrote")
     store = Store(url)
+    name = store.name
     try:
         items, preferences, scores = store.items(), store.preferences(), store.judgements() if ratings else []
     finally:
         store.close()
-    found: list[Judgement] = [pair_of(p, items, file) for p in preferences if source in ("all", p.source)]
+    found: list[Judgement] = [pair_of(p, items, name) for p in preferences if source in ("all", p.source)]
     for s in scores:
         if source in ("all", s.source):
-            (path,) = paths([s.item], items, file)
-            found.append(Rating(s.prompt, path, level_of(s.score, file), LEVELS, annotator=s.annotator))
+            (path,) = paths([s.item], items, name)
+            found.append(Rating(s.prompt, path, level_of(s.score, name), LEVELS, annotator=s.annotator))
     if not found:
         what = "answers" if ratings else "answers to pairs"
-        raise UserError(f"no {what} (source: {source}) in {file}: collect some with `mmrlhf rate`")
-    return [(f"answer {number} of {file}", judgement) for number, judgement in enumerate(found, start=1)]
+        raise UserError(f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`")
+    return [(f"answer {number} of {name}", judgement) for number, judgement in enumerate(found, start=1)]
 
 
-def pair_of(preference: Preference, items: dict[str, Item], file: Path) -> Pair:
+def pair_of(preference: Preference, items: dict[str, Item], store: str) -> Pair:
     """A preference with its images in the order of the screen, the left one first, so that a bias for a side can be seen."""
-    left, right = paths(preference.shown, items, file)
+    left, right = paths(preference.shown, items, store)
     label = preference.label if preference.shown == preference.items else 1 - preference.label
     return Pair(preference.prompt, left, right, label, annotator=preference.annotator)
 
 
-def paths(keys: Any, items: dict[str, Item], file: Path) -> Iterator[Path]:
+def paths(keys: Any, items: dict[str, Item], store: str) -> Iterator[Path]:
     """The files of some items. UserError for one that is unknown or gone."""
     for key in keys:
         if key not in items:
             raise UserError(
-                f"the store {file} has an answer about {key}, a picture that it does not know: add its item"
+                f"the store {store} has an answer about {key}, a picture that it does not know: add its item"
             )
         path = Path(items[key].path)
         if not path.is_file():
@@ -128,8 +128,8 @@ def paths(keys: Any, items: dict[str, Item], file: Path) -> Iterator[Path]:
         yield path
 
 
-def level_of(score: float, file: Path) -> int:
+def level_of(score: float, store: str) -> int:
     """A score as a place on the rating app's scale."""
     if score not in range(1, LEVELS + 1):
-        raise UserError(f"the store {file} has the score {score:g}, allowed is 1 to {LEVELS}: withdraw that answer")
+        raise UserError(f"the store {store} has the score {score:g}, allowed is 1 to {LEVELS}: withdraw that answer")
     return int(score)

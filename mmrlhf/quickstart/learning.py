@@ -114,7 +114,7 @@ def random_baseline(run: Run, count: int, held_out: Sequence[dict[str, Any]]) ->
     candidates = within_prompt_pairs([row["prompt"] for row in rows])
     order = torch.randperm(len(candidates), generator=run.generator(6))[:count].tolist()
     pairs = [{"rows": list(candidates[k]), "prompt": rows[candidates[k][0]]["prompt"]} for k in order]
-    tasks = [Task(rows[i]["prompt"], rows[i]["hash"], rows[j]["hash"]) for i, j in (pair["rows"] for pair in pairs)]
+    tasks = [Task(rows[i]["prompt"], (rows[i]["hash"], rows[j]["hash"])) for i, j in (pair["rows"] for pair in pairs)]
     preferences = simulated_answers(run, tasks, "random")
     reward = calibrated(run, [pair | answers(pair, rows, preferences) for pair in pairs])
     return evaluate_reward(reward, labelled_pairs(run, held_out, "held_out"), seed=run.config.seed)["agreement"]

@@ -115,7 +115,7 @@ def ask(run: Run, pairs: list[dict[str, Any]], phase: str) -> dict[str, Any]:
     split = "held_out" if phase == "held_out" else "train"
     rows = run.result("generate")[split]
     tasks = [
-        Task(rows[i]["prompt"], rows[i]["hash"], rows[j]["hash"], priority=float(-number), why=pair["why"])
+        Task(rows[i]["prompt"], (rows[i]["hash"], rows[j]["hash"]), priority=float(-number), why=pair["why"])
         for number, pair in enumerate(pairs)
         for i, j in [pair["rows"]]
         if rows[i]["hash"] != rows[j]["hash"]

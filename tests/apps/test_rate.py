@@ -166,7 +166,7 @@ def test_bad_options_are_one_line(tmp_path: Path, pictures: Path, change: dict, 
 
 
 def test_a_choice_and_its_record_are_each_other_s_reverse() -> None:
-    task = Task("p", "aa", "bb")
+    task = Task("p", ("aa", "bb"))
     sides = set()
     for annotator in ("ada", "bo", "cy", "dee", "eve", "flo"):
         left, right = shown(task, annotator)
@@ -180,7 +180,7 @@ def test_a_choice_and_its_record_are_each_other_s_reverse() -> None:
             assert preferred == {"left": left, "right": right}.get(choice)
             assert record.extra == ({"both_bad": True} if choice == "both_bad" else {})
     assert len(sides) == 2  # not the same for all raters
-    assert shown(task, "ada") == shown(Task("p", "bb", "aa"), "ada")
+    assert shown(task, "ada") == shown(Task("p", ("bb", "aa")), "ada")
 
 
 def test_a_name_cannot_be_forged() -> None:
@@ -318,7 +318,7 @@ def test_a_skipped_question_waits_while_another_rater_has_it(store: Store) -> No
     store.skip(last, "bo")
     assert store.waiting(1) == set()
     answer(store, last, "ada", 9)  # changed her mind
-    assert store.waiting(1) == set() and store.waiting(1, single=True) == set()
+    assert store.waiting(1) == set() and store.waiting(1, kind="score") == set()
 
 
 def test_serve_until_ends_when_all_its_tasks_are_answered_or_skipped(

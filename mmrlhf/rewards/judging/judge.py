@@ -14,7 +14,7 @@ from mmrlhf.rewards.judging.report import agreement_with, position_bias
 from mmrlhf.rewards.judging.verdicts import Judge, RewardJudge, judge_tasks
 from mmrlhf.rewards.judging.vlm_judge import QUESTION, VLMJudge, check_temperature
 from mmrlhf.rewards.score import check_output, load_on
-from mmrlhf.store import Store
+from mmrlhf.store import Store, store_exists
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def judge(config: JudgeConfig) -> dict[str, Any]:
     """Judge what is not judged yet, compare with people, return the figures."""
     check_config(config)
     listed = None if config.data is None else read_listed(config.data)
-    if listed is None and not Path(config.store.removeprefix("sqlite:///")).is_file():
+    if listed is None and not store_exists(config.store):
         raise UserError(f"no store at {config.store}: give the one that `mmrlhf rate` made, or pairs with --data")
     rater, name = load_judge(config), judge_name(config)
     store = Store(config.store)
@@ -83,7 +83,7 @@ def judge(config: JudgeConfig) -> dict[str, Any]:
     }
     if config.out is not None:
         write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", config.out)
-    print(f"{summary(figures)}: {store.path}" + (f", {config.out}" if config.out else ""))
+    print(f"{summary(figures)}: {store.name}" + (f", {config.out}" if config.out else ""))
     return figures
 
 
@@ -104,7 +104,7 @@ def judge_name(config: JudgeConfig) -> str:
 def check_name(store: Store, name: str) -> None:
     """UserError where somebody else has answered by this name."""
     if any(p.annotator == name and p.source != "ai" for p in store.preferences()):
-        raise UserError(f"--name got '{name}', which is a rater in {store.path} who is no AI: give another name")
+        raise UserError(f"--name got '{name}', which is a rater in {store.name} who is no AI: give another name")
 
 
 def check_config(config: JudgeConfig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmrlhf.agreement import pair_agreement, rater_agreement
 from mmrlhf.rewards.evaluation.measures import share_interval
-from mmrlhf.store_rows import task_key
+from mmrlhf.store import task_key
 from mmrlhf.types import Preference
 
 LEFT, RIGHT = "p_first_shown_left", "p_first_shown_right"  # in the extra of a verdict: P(first preferred), by its side

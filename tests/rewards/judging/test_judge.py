@@ -35,7 +35,7 @@ def config(tmp_path: Path, pictures: dict[str, Path]) -> JudgeConfig:
     keys = list(pictures)
     store = Store(str(tmp_path / "ratings.db"))
     store.add_items({key: (path, "p") for key, path in pictures.items()})
-    store.add_tasks([Task("p", keys[0], keys[1]), Task("p", keys[3], keys[2]), Task("p", keys[1], keys[2])])
+    store.add_tasks([Task("p", (keys[i], keys[j])) for i, j in ((0, 1), (3, 2), (1, 2))])
     for who, source, first, second in [("ann", "human", 0, 1), ("ann", "human", 3, 2), ("sim", "simulated", 2, 1)]:
         items = (keys[first], keys[second])
         store.add(Preference("p", items, 1.0, who, source, items))  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_people_are_still_asked(config: JudgeConfig) -> None:
 def test_only_what_lacks_votes(config: JudgeConfig, pictures: dict[str, Path]) -> None:
     store = Store(config.store)
     keys = list(pictures)
-    store.add_tasks([Task("p", keys[0], keys[2])])
+    store.add_tasks([Task("p", (keys[0], keys[2]))])
     store.close()
     assert judge(replace(config, overlap=1))["judged"] == 1
     (found,) = votes(config)
@@ -158,7 +158,7 @@ def test_mistakes(config: JudgeConfig, tmp_path: Path, pictures: dict[str, Path]
     with pytest.raises(UserError, match="knows .*0.9.png, which is gone or has changed: put it back, or register"):
         judge(config)
     store = Store(config.store)
-    store.add_tasks([Task("p", "unknown", next(iter(pictures)), priority=1.0)])
+    store.add_tasks([Task("p", ("unknown", next(iter(pictures))), priority=1.0)])
     store.close()
     with pytest.raises(UserError, match="does not know the picture unknown"):
         judge(config)

@@ -34,7 +34,7 @@ class Biased:
 
 QUALITIES = {"a": 0.0, "b": 0.3, "c": -0.5, "d": 2.0, "e": 0.1}
 PATHS = {key: Path(f"{quality}.png") for key, quality in QUALITIES.items()}
-TASKS = [Task("p", a, b) for a in QUALITIES for b in QUALITIES if a < b]
+TASKS = [Task("p", (a, b)) for a in QUALITIES for b in QUALITIES if a < b]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_one_pair_by_hand(store: Store) -> None:
     rater = Biased(lean=1.0)
     assert isinstance(rater, Judge)
-    assert judge_tasks(rater, store, [Task("p", "a", "b")], PATHS, name="ai") == 1
+    assert judge_tasks(rater, store, [Task("p", ("a", "b"))], PATHS, name="ai") == 1
     assert rater.asked == [("0.0", "0.3"), ("0.3", "0.0")]
     (found,) = store.preferences()
     left, right = expit(-0.3 + 1), 1 - expit(0.3 + 1)
@@ -90,7 +90,7 @@ def test_a_kill_loses_no_verdict_and_repeats_none(store: Store, tmp_path: Path) 
         judge_tasks(first, store, TASKS, PATHS, name="ai", batch_size=2)
     store.close()
     again = Store(str(tmp_path / "ratings.db"))
-    done = {Task(p.prompt, *p.items).key for p in again.preferences()}
+    done = {Task(p.prompt, p.items).key for p in again.preferences()}
     assert len(done) == 4
     second = Biased(0.0)
     judge_tasks(second, again, [task for task in TASKS if task.key not in done], PATHS, name="ai", batch_size=2)

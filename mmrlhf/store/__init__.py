@@ -1,0 +1,39 @@
+"""The annotation store: questions and people's answers, append-only, in SQLite or PostgreSQL."""
+
+from mmrlhf.store.database import store_exists
+from mmrlhf.store.records import (
+    Answer,
+    Item,
+    Judgement,
+    Kind,
+    LikertJudgement,
+    Point,
+    PointJudgement,
+    Progress,
+    RankJudgement,
+    SegmentJudgement,
+    Task,
+    Veto,
+    task_key,
+)
+from mmrlhf.store.store import Store
+from mmrlhf.types import Preference
+
+__all__ = [
+    "Answer",
+    "Item",
+    "Judgement",
+    "Kind",
+    "LikertJudgement",
+    "Point",
+    "PointJudgement",
+    "Preference",
+    "Progress",
+    "RankJudgement",
+    "SegmentJudgement",
+    "Store",
+    "Task",
+    "Veto",
+    "store_exists",
+    "task_key",
+]
