@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 
 from mmrlhf.errors import UserError
 from selection.rows import Rows, nearest_squared, squared_norms
+from selection.stacked import Matrix
 
 CENTRES_AT_ONCE = 256
 
@@ -20,7 +21,7 @@ class Coverage(TypedDict):
     rows_measured: int
 
 
-def coverage(embeddings: Float[np.ndarray, "n d"], chosen: Sequence[int], *, most_rows: int = 100_000) -> Coverage:
+def coverage(embeddings: Matrix, chosen: Sequence[int], *, most_rows: int = 100_000) -> Coverage:
     """Over all rows, or over `most_rows` evenly spaced ones where there are more."""
     if len(chosen) == 0:
         raise UserError("no row is chosen: there is no distance to the nearest")

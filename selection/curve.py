@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 
 from selection.coverage import evenly, nearest_distance
 from selection.random_choice import random_choice
 from selection.rows import Rows
+from selection.stacked import Matrix
 
 MOST_ROWS, MOST_POINTS, RANDOM_SEEDS = 5_000, 60, 5
 
@@ -52,7 +53,7 @@ def random_curves(rows: Rows, budget: int, already: Sequence[int], seed: int, co
     ]
 
 
-def draw(embeddings: Float[np.ndarray, "n d"], budget: int, already: Sequence[int], seed: int) -> list[int]:
+def draw(embeddings: Matrix, budget: int, already: Sequence[int], seed: int) -> list[int]:
     """The rows of one random choice."""
     generator = torch.Generator().manual_seed(seed)
     return random_choice(embeddings, budget, already=already, generator=generator).indices.tolist()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from mmrlhf.errors import UserError
 from selection.parquet import parquet_embeddings
+from selection.stacked import Matrix, Piece, Stacked, join, widest
 
 
 def read_embeddings(path: Path) -> Float[np.ndarray, "n d"]:
@@ -36,7 +37,32 @@ def read_matrix(path: Path, what: str) -> Float[np.ndarray, "n d"]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def embedding_hash(embeddings: Float[np.ndarray, "n d"]) -> str:
+def read_stacked(sources: Sequence[Path | np.ndarray]) -> Stacked:
+    """Matrices in memory, and memory-mapped .npy files, one after another. UserError for anything else."""
+    named = [source.resolve() if isinstance(source, Path) else source for source in sources]
+    return Stacked([read_source(source) for source in named], named)
+
+
+def read_pieces(pieces: Sequence[Piece]) -> Float[np.ndarray, "n d"]:
+    """Their rows, in order; memory-mapped where they are of one file."""
+    parts = [read_source(piece.source)[piece.start : piece.stop] for piece in pieces]
+    return join(parts, parts[0].shape[1], widest(parts))
+
+
+def read_source(source: Path | np.ndarray) -> Float[np.ndarray, "n d"]:
+    """The matrix of a .npy file, or the matrix."""
+    return read_matrix(source, "embeddings") if isinstance(source, Path) else source
+
+
+def npy_files(folder: Path) -> list[Path]:
+    """The .npy files of a folder, in the order of their names. UserError where there is none."""
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".npy" and path.is_file())
+    if not files:
+        raise UserError(f"no .npy file in {folder}: give a .npy file, or a folder of .npy files of numpy.save")
+    return files
+
+
+def embedding_hash(embeddings: Matrix) -> str:
     """The first 32 hex digits of the SHA-256 of the matrix's type, shape and values: which embedding made a selection."""
     digest = hashlib.sha256(f"{embeddings.dtype} {embeddings.shape}".encode())
     for start in range(0, len(embeddings), 8192):

@@ -10,17 +10,18 @@ from jaxtyping import Float
 from mmrlhf.errors import UserError
 from mmrlhf.images import list_images
 from selection.embed import EmbeddedFiles, Embedder, embed_files
-from selection.files import read_embeddings, read_matrix
+from selection.files import npy_files, read_embeddings, read_matrix, read_stacked
 from selection.parquet import parquet_columns
 from selection.queries import embed_queries
 from selection.select_config import SelectConfig
+from selection.stacked import Matrix
 from selection.tables import Columns, check_length, of_images, read_columns
 
 
 class Inputs(NamedTuple):
     """Embeddings, the files behind them, metadata by column, predictions, and what embeds queries."""
 
-    matrix: Float[np.ndarray, "n d"]
+    matrix: Matrix
     files: EmbeddedFiles | None
     columns: Columns
     margins: Float[np.ndarray, "m n"] | None
@@ -34,12 +35,21 @@ def read_inputs(config: SelectConfig) -> Inputs:
     if config.images is not None:
         return of_folder(config, config.images, columns, margins)
     assert config.embeddings is not None  # `check` saw that one of the two is given
-    matrix = read_embeddings(config.embeddings)
+    matrix = embeddings_of(config, config.embeddings)
     if config.metadata is not None:
         check_length(columns, len(matrix), config.metadata)
     elif config.embeddings.suffix.lower() == ".parquet":
         columns = parquet_columns(config.embeddings)
     return Inputs(matrix, None, columns, checked(margins, len(matrix), config), embedder_of(config, None))
+
+
+def embeddings_of(config: SelectConfig, path: Path) -> Matrix:
+    """The embeddings in a file, or in the files of a folder; by the names of the files where shards are to be read."""
+    if path.is_dir():
+        return read_stacked(npy_files(path))
+    if config.sharded:
+        return read_stacked([path if path.suffix.lower() != ".parquet" else read_embeddings(path)])
+    return read_embeddings(path)
 
 
 def of_folder(config: SelectConfig, folder: Path, columns: Columns, margins: Float[np.ndarray, "m p"] | None) -> Inputs:
@@ -57,7 +67,8 @@ def of_folder(config: SelectConfig, folder: Path, columns: Columns, margins: Flo
         columns = of_images(columns, listed, files.paths, folder, config.metadata)
     if margins is not None:
         margins = margins[:, [number for number, path in enumerate(listed) if str(path) not in files.unreadable]]
-    return Inputs(files.embeddings, files, columns, margins, embedder_of(config, embedder))
+    matrix = read_stacked([files.embeddings]) if config.sharded else files.embeddings
+    return Inputs(matrix, files, columns, margins, embedder_of(config, embedder))
 
 
 def checked(

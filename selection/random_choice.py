@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from selection.choice import Choice, check_request, draw, remaining
+from selection.stacked import Matrix
 
 
 def random_choice(
-    embeddings: Float[np.ndarray, "n d"], budget: int, *, already: Sequence[int] = (), generator: torch.Generator
+    embeddings: Matrix, budget: int, *, already: Sequence[int] = (), generator: torch.Generator
 ) -> Choice:
     """`budget` rows outside `already`, all equally likely; gains are 0."""
     known = check_request(len(embeddings), budget, already)

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from jaxtyping import Float
 
 from mmrlhf.errors import UserError
 from mmrlhf.page import thumbnail_uri
@@ -13,11 +11,12 @@ from selection.curve import coverage_curve, random_curves
 from selection.drawing import draw_curve, draw_map
 from selection.files import write_whole
 from selection.rows import Rows
+from selection.stacked import Matrix
 
 MOST_LISTED, MOST_PICTURES, THUMBNAIL = 200, 60, 160
 
 
-def write_report(path: Path, matrix: Float[np.ndarray, "n d"], result: dict[str, Any]) -> None:
+def write_report(path: Path, matrix: Matrix, result: dict[str, Any]) -> None:
     """Write the page for a result of `selection.select.choose`."""
     rows = Rows(matrix)
     curve = coverage_curve(rows, result["indices"], result["already"])

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
 from mmrlhf.errors import UserError
+from selection.stacked import Matrix
 
 BLOCK = 8192
 KEEP_BYTES = 2 << 30
@@ -15,11 +16,12 @@ LARGEST = 1e15
 class Rows:
     """Rows of `embeddings` as float32: centred and scaled by a power of two (for distances), or of unit length (for cosines).
 
-    A float32 copy is kept where it takes at most `keep_bytes`; beyond, rows are read anew in blocks, so that memory stays
-    bounded. UserError where a value is NaN, infinite or above 1e15, or the matrix has no rows or columns.
+    A float32 copy is kept where it takes at most `keep_bytes`; beyond, and of `Stacked` files, rows are read anew in
+    blocks, so that memory stays bounded. UserError where a value is NaN, infinite or above 1e15, or the matrix has no rows
+    or columns.
     """
 
-    def __init__(self, embeddings: Float[np.ndarray, "n d"], *, unit: bool = False, keep_bytes: int = KEEP_BYTES):
+    def __init__(self, embeddings: Matrix, *, unit: bool = False, keep_bytes: int = KEEP_BYTES):
         self.source, self.unit = embeddings, unit
         mean, low, high = scan(embeddings)
         self.work = np.float64 if embeddings.dtype.itemsize > 4 else np.float32
@@ -27,7 +29,7 @@ class Rows:
         spread = float(np.maximum(high - self.shift, self.shift - low).max())
         self.scale = 2.0 ** min(120, -int(np.frexp(spread)[1]))
         self.kept: np.ndarray | None = None
-        if embeddings.size * 4 <= keep_bytes:
+        if isinstance(embeddings, np.ndarray) and embeddings.size * 4 <= keep_bytes:
             kept = np.empty(embeddings.shape, np.float32)
             for part in self.parts():
                 kept[part] = self.convert(embeddings[part])
@@ -63,7 +65,7 @@ class Rows:
 
 
 def scan(
-    embeddings: Float[np.ndarray, "n d"],
+    embeddings: Matrix,
 ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, " d"], Float64[np.ndarray, " d"]]:
     """Mean, smallest and largest value of each column, in one pass. UserError for what no distance can be taken of."""
     count, dim = embeddings.shape

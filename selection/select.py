@@ -18,6 +18,9 @@ from selection.random_choice import random_choice
 from selection.recipe import Strategy, plain
 from selection.report import write_report
 from selection.select_config import SelectConfig, check, combination
+from selection.shard_runners import runner
+from selection.shards import choose_in_shards
+from selection.stacked import Stacked
 from selection.strategies import STRATEGIES
 from selection.uncertainty import MEASURES, check_margins
 
@@ -73,6 +76,8 @@ def choose(
         "coverage": coverage(matrix, [*already, *choice.indices.tolist()]),
         "baseline_random": coverage(matrix, [*already, *baseline.indices.tolist()]),
     }
+    if isinstance(matrix, Stacked):
+        result["shards"] = len(matrix.counts) if config.shards is None else config.shards
     return result | ({} if strategies is None else {"strategies": [plain(strategy) for strategy in strategies]})
 
 
@@ -80,13 +85,18 @@ def picks(
     inputs: Inputs, config: SelectConfig, strategies: tuple[Strategy, ...] | None, already: Sequence[int]
 ) -> Combination:
     """What the recipe, or the one strategy, chooses."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator, name = torch.Generator().manual_seed(config.seed), config.strategy_name
+    if isinstance(inputs.matrix, Stacked):
+        choice = choose_in_shards(
+            inputs.matrix, config.budget, strategy=name, shards=config.shards, already=already, generator=generator,
+            run=runner(config.workers, config.ray), cache=config.cache,
+        )  # fmt: skip
+        return Combination(choice.indices, choice.gains, choice.why, [name] * config.budget)
     if strategies is not None:
         return combine(
             inputs.matrix, config.budget, strategies, already=already, generator=generator, columns=inputs.columns,
             margins=inputs.margins, embed=inputs.embed,
         )  # fmt: skip
-    name = config.strategy_name
     options = strategy_options(name, inputs, config)
     choice = STRATEGIES[name](inputs.matrix, config.budget, already=already, generator=generator, **options)
     return Combination(choice.indices, choice.gains, choice.why, [name] * config.budget)

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmrlhf.errors import UserError
 from selection.recipe import PerGroup, Strategy, Threshold
 from selection.recipe_file import read_recipe
+from selection.shards import IN_SHARDS
 from selection.strategies import NEEDS_PREDICTIONS, STRATEGIES, TAKES_PREDICTIONS, TAKES_QUERY, StrategyName, as_recipe
 from selection.uncertainty import MeasureName
 
@@ -21,7 +22,8 @@ class SelectConfig:
     """The result, a JSON file."""
     embeddings: Path | None = None
     """A .npy matrix of float16, float32 or float64, a row an item; read in blocks, so it may be larger than memory. Or a
-    .parquet file with lists of numbers in a column "embedding"; its other columns are metadata."""
+    .parquet file with lists of numbers in a column "embedding"; its other columns are metadata. Or a folder of .npy files,
+    in the order of their names: a shard a file, unless --shards says how many."""
     images: Path | None = None
     """A folder of images to embed and choose from, instead of --embeddings."""
     strategy: StrategyName | None = None
@@ -54,16 +56,30 @@ class SelectConfig:
     measure: MeasureName = "bald"
     """With --predictions: bald and disagreement ask where the members differ, margin what they call nearest to a tie."""
     cache: Path | None = None
-    """With --images: where embeddings are kept, to resume and to reuse (default: beside --out)."""
+    """With --images: where embeddings are kept, to resume and to reuse (default: beside --out). With --shards: where the
+    choice of each finished shard is kept, to resume (default: nowhere)."""
     report: Path | None = None
     """Also write a page with a map of the selection, its coverage, and the chosen images."""
     batch_size: int = 32
     """With --images: how many to embed at once."""
+    shards: int | None = None
+    """Choose in two rounds: from each of so many ranges of rows, then among all that were chosen. Memory is that of one
+    shard; for kcenter, facility-location and random."""
+    workers: int = 1
+    """With --shards: how many processes choose at the same time."""
+    ray: str | None = None
+    """With --shards: choose on the Ray cluster at this HOST:PORT, whose nodes read the files under the same paths and have mmrlhf
+    installed; "local" starts a Ray here."""
 
     @property
     def strategy_name(self) -> str:
         """What a result calls the strategy."""
         return "recipe" if self.recipe is not None else self.strategy or "kcenter"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the choice is made in two rounds."""
+        return self.shards is not None or (self.embeddings is not None and self.embeddings.is_dir())
 
 
 def check(config: SelectConfig) -> None:
@@ -74,6 +90,7 @@ def check(config: SelectConfig) -> None:
             f"got {given} of --embeddings and --images, allowed is one: give a .npy file or a folder of images"
         )
     check_strategy(config)
+    check_shards(config)
     if config.budget < 1:
         raise UserError(f"--budget got {config.budget}, allowed is 1 or more")
     if config.batch_size < 1:
@@ -116,6 +133,29 @@ def check_strategy(config: SelectConfig) -> None:
         )
     if config.metadata is not None and config.group is None and not config.where:
         raise UserError("--metadata is used by --where, --group and --recipe: give one of these")
+
+
+def check_shards(config: SelectConfig) -> None:
+    """UserError for what cannot be run on shards, or for an option that would be passed over without them."""
+    if config.workers < 1:
+        raise UserError(f"--workers got {config.workers}, allowed is 1 or more")
+    if config.shards is not None and config.shards < 1:
+        raise UserError(f"--shards got {config.shards}, allowed is 1 or more")
+    if config.workers > 1 and config.ray is not None:
+        raise UserError("got both of --workers and --ray, allowed is one: Ray uses as many processes as it has cores")
+    if not config.sharded:
+        if config.workers > 1 or config.ray is not None:
+            name = "--workers" if config.workers > 1 else "--ray"
+            raise UserError(f"{name} needs --shards N: say into how many parts the rows are split")
+        return
+    limited = [("--recipe", config.recipe), ("--where", config.where), ("--group", config.group)]
+    given = [name for name, value in limited if value] or [f"--strategy {config.strategy_name}"]
+    if given[0].startswith("--strategy") and config.strategy_name in IN_SHARDS:
+        return
+    raise UserError(
+        f"{given[0]} cannot be used with --shards or a folder of embeddings, allowed is --strategy {', '.join(IN_SHARDS)}: "
+        "use one of these, or give one matrix without --shards"
+    )
 
 
 def combination(config: SelectConfig) -> tuple[Strategy, ...] | None:

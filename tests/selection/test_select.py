@@ -211,6 +211,38 @@ def test_images_are_chosen_by_likeness_and_by_their_metadata(clip_folder: Path, 
     assert [Path(path).name for path in select(unsure)["paths"]] == ["04.png", "09.png"]
 
 
+@pytest.mark.parametrize("strategy", ["kcenter", "facility-location", "random"])
+def test_shards_of_a_file_of_a_folder_and_of_a_table(strategy: str, matrix: Path) -> None:
+    x, folder = np.load(matrix), matrix.parent / "parts"
+    folder.mkdir()
+    for name, part in zip("ab", np.split(x, [70]), strict=True):
+        np.save(folder / f"{name}.npy", part)
+    pq.write_table(pa.table({"embedding": list(x)}), matrix.with_suffix(".parquet"))
+
+    def chosen(embeddings: Path, **given: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {"strategy": strategy, "out": matrix.with_suffix(".json")} | given
+        return select(SelectConfig(embeddings=embeddings, budget=20, **options))
+
+    files = chosen(folder, cache=folder / "kept", report=folder / "page.html")
+    assert files["shards"] == 2 and files["embedding_hash"] == embedding_hash(x) and files["rows"] == 200
+    assert files["coverage"] == coverage(x, files["indices"]) and (folder / "page.html").exists()
+    assert len(list(folder.glob("kept/shards/*.json"))) == (0 if strategy == "random" else 2)
+    ranges = [chosen(each, shards=5) for each in (matrix, folder, matrix.with_suffix(".parquet"))]
+    assert ranges[0]["shards"] == 5 and ranges[0]["indices"] == ranges[1]["indices"] == ranges[2]["indices"]
+    whole = chosen(matrix)
+    assert "shards" not in whole and ranges[0]["baseline_random"] == whole["baseline_random"]
+    assert ranges[0]["coverage"]["mean_distance"] < 1.2 * whole["coverage"]["mean_distance"]
+    assert (ranges[0]["indices"] == whole["indices"]) == (strategy == "random")
+    rest = chosen(matrix, shards=3, already=matrix.with_suffix(".json"))
+    assert not set(rest["indices"]) & set(whole["indices"])
+
+
+def test_images_in_shards(clip_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    config = SelectConfig(images=pictures, model=str(clip_folder), budget=4, shards=3, out=tmp_path / "a.json")
+    result = select(config)
+    assert [Path(path).name for path in result["paths"]] == [f"{index:02}.png" for index in result["indices"]]
+
+
 BAD_MATRICES = {
     "pickle": (lambda path: path.write_bytes(b"\x80\x04N."), "cannot read the embeddings"),
     "objects": (lambda path: np.save(path, np.array([[{}]], dtype=object)), "pickled objects, which are never loaded"),
@@ -283,6 +315,16 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "members": ({"strategy": "uncertainty", "predictions": "x.npy"}, "x.npy has 6 columns for 200 rows, allowed is one each"),
     "no file": ({"strategy": "uncertainty", "predictions": "none.npy"}, "cannot read the predictions .*none.npy"),
     "width": ({"strategy": "similarity", "query": ("a cat",)}, "embed them with the model of the embeddings"),
+    "sharded dpp": ({"strategy": "dpp", "shards": 2}, "--strategy dpp cannot be used with --shards .*allowed is --strategy kc"),
+    "sharded recipe": ({"recipe": "r.yaml", "shards": 2}, "--recipe cannot be used with --shards"),
+    "sharded limits": ({"where": ("a > 1",), "shards": 2}, "--where cannot be used with --shards"),
+    "folder of dpp": ({"strategy": "dpp", "embeddings": "."}, "--strategy dpp cannot be used with --shards or a folder"),
+    "no shards": ({"shards": 0}, "--shards got 0, allowed is 1 or more"),
+    "many shards": ({"shards": 201}, "got 201 shards, allowed are 1 to 200"),
+    "no workers": ({"workers": 0}, "--workers got 0, allowed is 1 or more"),
+    "idle workers": ({"workers": 2}, "--workers needs --shards N"),
+    "idle ray": ({"ray": "local"}, "--ray needs --shards N"),
+    "workers and ray": ({"shards": 2, "workers": 2, "ray": "local"}, "got both of --workers and --ray"),
     "capped": ({"metadata": "m.jsonl", "group": "prompt", "most_per_group": 1, "budget": 41}, "budget 41, allowed is 1 to 40"),
 }  # fmt: skip
 
@@ -291,7 +333,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_options_that_do_not_fit_are_told(kind: str, matrix: Path) -> None:
     given, message = BAD_OPTIONS[kind]
     (matrix.parent / "short.csv").write_text("a\n1\n")
-    files = ("recipe", "metadata", "predictions")
+    files = ("recipe", "metadata", "predictions", "embeddings")
     options: dict[str, Any] = {"budget": 3, "out": matrix.with_suffix(".json"), "embeddings": matrix}
     options |= {name: matrix.parent / value if name in files else value for name, value in given.items()}
     with pytest.raises(UserError, match=message):
