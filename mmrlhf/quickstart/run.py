@@ -71,9 +71,9 @@ class QuickstartConfig:
     """Answers about scenes in which an annotator who sees the truth marks what is wrong."""
     held_out_scenes: int = 150
     """Scenes kept apart to measure on."""
-    vlm_epochs: int = 2
+    vlm_epochs: int = 3
     """Passes over the marked answers."""
-    vlm_learning_rate: float = 2e-4
+    vlm_learning_rate: float = 4e-4
     """Of the LoRA weights; far above the usual, as above."""
     gamma: float = 5.0
     """How much more the corrected words count than the others."""
