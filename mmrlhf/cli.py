@@ -10,7 +10,6 @@ from mmrlhf.errors import UserError
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "quickstart": ("mmrlhf.quickstart.loop", "QuickstartConfig", "quickstart", "the whole loop on the tiny models"),
     "rate": ("apps.rate", "RateConfig", "rate", "collect judgements in a web app"),
-    "dashboard": ("apps.dashboard", "DashboardConfig", "dashboard", "runs side by side, while they go on or as one file"),
     "select": ("selection.select", "SelectConfig", "select", "choose which samples are worth annotating"),
     "select pretrain": (
         "selection.pretrain",
@@ -113,6 +112,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "vlm scenes": ("vlm.scenes", "ScenesConfig", "draw", "pictures of which everything is known, for tiny-llava"),
     "vlm mark": ("vlm.scenes", "MarkConfig", "mark", "mark answers about such pictures by their truth"),
     "vlm rounds": ("vlm.rounds", "RoundsConfig", "rounds", "rounds of answering, marking and learning"),
+    "dashboard": (
+        "apps.dashboard",
+        "DashboardConfig",
+        "dashboard",
+        "runs side by side, while they go on or as one file",
+    ),
     "tiny train-llava": ("vlm.tiny_llava", "TinyLlavaConfig", "train", "reproduce the shipped tiny-llava"),
     "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
 }
