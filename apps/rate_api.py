@@ -6,15 +6,13 @@ reload, a second tab or a restart goes on where the rater was. Only registered p
 
 import base64
 import binascii
-import hashlib
 import hmac
 import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import gradio
 from fastapi import Cookie, Depends, FastAPI, HTTPException, Query, Request, Response
@@ -22,14 +20,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from apps.rate_items import media_type
+from apps.rate_answers import Vote, said, save, shown
+from apps.rate_items import KINDS, Mode, media_type
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
-from mmrlhf.store import Answer, Judgement, Preference, Store, Task
+from mmrlhf.store import Kind, Store, Task
 
 COOKIE = "mmrlhf_rater"
 COOKIE_SECONDS = 30 * 24 * 3600
-CHOICES = {"pair": ("left", "right", "tie", "both_bad", "skip"), "likert": ("1", "2", "3", "4", "5", "skip")}
+SCRIPTS = ("choices", "segments", "points")  # what the card knows of its modes, read before rate_card.js itself
 # Gradio's own ways to put files on this machine or take them from it: the card needs none
 CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
 
@@ -42,35 +41,22 @@ class Login(BaseModel):
     name: str = Field(max_length=200)
 
 
-class Vote(BaseModel):
-    """What a choice sends; `vote_id` is made by the browser, so that sending it again is not a second vote."""
-
-    vote_id: str = Field(pattern=r"^[0-9a-f-]{16,64}$")
-    task: str = Field(pattern=r"^[0-9a-f]{32}$")
-    choice: str = Field(max_length=20)
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-
-
 @dataclass(frozen=True)
 class Desk:
     """The rules of one rating app over a store."""
 
     store: Store
-    mode: Literal["pair", "likert"]
+    mode: Mode
     overlap: int
     annotator_names: tuple[str, ...]
     instructions: str
     more_to_come: bool
+    tags: tuple[str, ...]
 
     @property
-    def single(self) -> bool:
-        """Whether a question shows one picture."""
-        return self.mode == "likert"
-
-    @property
-    def kind(self) -> Literal["pair", "score"]:
+    def kind(self) -> Kind:
         """What the store calls the questions."""
-        return "score" if self.single else "pair"
+        return KINDS[self.mode]
 
     def state(self, annotator: str | None) -> dict[str, Any]:
         """Everything that a rater's page shows."""
@@ -91,86 +77,23 @@ class Desk:
 
     def question(self, task: Task, annotator: str) -> dict[str, Any]:
         """A task as its page shows it."""
-        return {"task": task.key, "prompt": task.prompt, "images": [f"images/{key}" for key in shown(task, annotator)]}
+        images = [f"images/{key}" for key in shown(task, annotator)]
+        asked = {"text": task.text, "criteria": task.criteria, "tags": self.tags if self.mode == "points" else ()}
+        return {"task": task.key, "prompt": task.prompt, "images": images, **asked}
 
     def record(self, vote: Vote, annotator: str) -> None:
         """Put a choice into the store; returns after the commit."""
         task = self.store.task(vote.task)
         if task is None or task.kind != self.kind:
             raise HTTPException(404, "This question is no longer asked.")
-        if vote.choice not in CHOICES[self.mode]:
-            raise HTTPException(422, f"The choice is none of {', '.join(CHOICES[self.mode])}.")
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        if vote.choice == "skip":
-            self.store.skip(task, annotator, vote.vote_id, vote.seconds, now)
-        elif self.single:
-            self.store.add_judgement(
-                Judgement(
-                    task.prompt,
-                    task.item_0,
-                    float(vote.choice),
-                    annotator,
-                    "human",
-                    vote.seconds,
-                    now,
-                    vote.vote_id,
-                    {"scale": [1, 5]},
-                )
-            )
-        else:
-            self.store.add(preference(task, vote, annotator, now))
+        save(self.store, self.mode, task, vote, annotator)
 
     def earlier(self, annotator: str, before: int | None) -> dict[str, Any] | None:
         """The rater's answer before the one numbered `before` (their last one without), as its page shows it."""
-        while answers := self.store.answers(annotator, before):
-            answer = answers[0]
-            if answer.task.kind == self.kind:
-                return {
-                    **self.question(answer.task, annotator),
-                    "number": answer.number,
-                    "choice": choice_of(answer, annotator),
-                }
-            before = answer.number
-        return None
-
-
-def shown(task: Task, annotator: str) -> tuple[str, ...]:
-    """The items from left to right: a coin for each rater and task that falls the same way after a reload."""
-    if not task.item_1:
-        return (task.item_0,)
-    first, second = sorted((task.item_0, task.item_1))
-    coin = hashlib.sha256(f"{task.key} {annotator}".encode()).digest()[0] & 1
-    return (second, first) if coin else (first, second)
-
-
-def preference(task: Task, vote: Vote, annotator: str, now: str) -> Preference:
-    """A choice between two pictures as the record that the store keeps."""
-    left, right = shown(task, annotator)
-    chosen = {"left": left, "right": right}.get(vote.choice)
-    return Preference(
-        prompt=task.prompt,
-        items=(task.item_0, task.item_1),
-        label=0.5 if chosen is None else float(chosen == task.item_0),
-        annotator=annotator,
-        source="human",
-        shown=(left, right),
-        seconds=vote.seconds,
-        time=now,
-        vote_id=vote.vote_id,
-        extra={"both_bad": True} if vote.choice == "both_bad" else {},
-    )
-
-
-def choice_of(answer: Answer, annotator: str) -> str:
-    """The button that gave an answer."""
-    if answer.kind == "skip" or answer.value is None:
-        return "skip"
-    if answer.kind == "score":
-        return str(round(answer.value))
-    if answer.value == 0.5:
-        return "both_bad" if answer.extra.get("both_bad") else "tie"
-    preferred = answer.task.item_0 if answer.value > 0.5 else answer.task.item_1
-    return "left" if shown(answer.task, annotator)[0] == preferred else "right"
+        answers = self.store.answers(annotator, before, kind=self.kind)
+        if not answers:
+            return None
+        return {**self.question(answers[0].task, annotator), **said(answers[0], annotator)}
 
 
 def clean_name(name: str, allowed: Sequence[str]) -> str:
@@ -218,14 +141,15 @@ def read_image(store: Store, key: str) -> Response:
 def build_app(
     store: Store,
     *,
-    mode: Literal["pair", "likert"],
+    mode: Mode,
     overlap: int,
     annotator_names: Sequence[str],
     instructions: str,
     more_to_come: bool = False,
+    tags: Sequence[str] = (),
 ) -> FastAPI:
     """The whole app; its routes come before Gradio's, which is mounted last."""
-    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions, more_to_come)
+    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions, more_to_come, tuple(tags))
     secret = store.secret()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_refusals(app)
@@ -292,18 +216,21 @@ def add_refusals(app: FastAPI) -> None:
 
 def mount_card(app: FastAPI) -> FastAPI:
     """The Gradio page: one HTML card, with its style in the page's head."""
-    files = {kind: (Path(__file__).parent / f"rate_card.{kind}").read_text("utf-8") for kind in ("html", "css", "js")}
+    folder = Path(__file__).parent
+    html, css = ((folder / f"rate_card.{kind}").read_text("utf-8") for kind in ("html", "css"))
+    names = [*(f"rate_card_{name}.js" for name in SCRIPTS), "rate_card.js"]
+    script = "\n".join((folder / name).read_text("utf-8") for name in names)
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]  # no web fonts: it works offline
     with gradio.Blocks(
         title="mmrlhf · rate", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
     ) as page:
-        gradio.HTML(html_template=files["html"], js_on_load=files["js"], apply_default_css=False)
+        gradio.HTML(html_template=html, js_on_load=script, apply_default_css=False)
     return gradio.mount_gradio_app(
         app,
         page,
         path="/",
         theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        head=f"<style>{files['css']}</style>",
+        head=f"<style>{css}</style>",
         footer_links=[],
         run_history=False,
         max_file_size=1,

@@ -3,15 +3,15 @@ const card = element.querySelector(".mm");
 const $ = (selector) => card.querySelector(selector);
 const $$ = (selector) => [...card.querySelectorAll(selector)];
 const PENDING = "mmrlhf-pending-vote";
-const KEYS = {
-  pair: { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", ArrowUp: "both_bad", s: "skip" },
-  likert: { 1: "1", 2: "2", 3: "3", 4: "4", 5: "5", s: "skip" },
-};
-const ASK = { pair: "Which picture is better?", likert: "How good is this picture?" };
+const MODES = { pair: pairMode, likert: likertMode, criteria: criteriaMode, rank: rankMode, segments: segmentsMode, points: pointsMode };
 
 let state = null; // what /api/state said last
 let question = null; // what is on the screen
 let past = false; // whether that is an earlier answer, looked at again
+let draft = null; // of a mode that collects one: what would be saved
+let steps = []; // the drafts before it
+let unsafe = new Set(); // the places of the pictures that are flagged
+let flagging = false; // whether a digit flags a picture now
 let shownAt = null; // when its pictures were there; null before
 let busy = false;
 let poll = 0;
@@ -30,6 +30,19 @@ async function call(path, body) {
   throw Object.assign(new Error(detail), { status: response.status });
 }
 
+function make(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  if (properties.role) made.setAttribute("role", properties.role);
+  made.append(...children); // texts stay texts
+  return made;
+}
+
+function press(button, on) {
+  button.classList.toggle("mm-chosen", on);
+  button.setAttribute("aria-pressed", String(on));
+}
+
+const modeOf = () => MODES[card.dataset.mode];
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 const isOutage = (error) => error.status === undefined || error.status >= 500;
 
@@ -76,7 +89,7 @@ function draw(fresh) {
 
 function welcome() {
   question = null;
-  $(".mm-welcome .mm-title").textContent = ASK[state.mode];
+  $(".mm-welcome .mm-title").textContent = modeOf().ask;
   $(".mm-welcome .mm-lead").textContent = state.instructions || "You will see pictures made for a text. Say what you like; there is no wrong answer.";
   screen("welcome");
   $("#mm-name").focus();
@@ -118,21 +131,21 @@ async function show(next, isPast) {
   past = isPast;
   shownAt = null;
   card.classList.toggle("mm-past", past);
+  card.classList.toggle("mm-drafts", !!modeOf().begin);
   screen("rate");
   const prompt = $(".mm-prompt");
   prompt.textContent = next.prompt;
   prompt.classList.toggle("mm-long", next.prompt.length > 120);
-  $(".mm-hint").textContent = past ? "Your earlier answer. Choose again to change it" : ASK[state.mode];
+  $(".mm-hint").textContent = past ? "Your earlier answer. Choose again to change it" : modeOf().ask;
   $(".mm-guide").textContent = state.instructions;
   mark(past ? next.choice : null);
-  const pictures = $$(".mm-picture");
-  pictures.forEach((picture, i) => {
-    picture.hidden = i >= next.images.length;
-    const image = picture.querySelector("img");
-    if (picture.hidden) image.removeAttribute("src");
-    else if (image.getAttribute("src") !== next.images[i]) image.src = next.images[i];
-  });
-  const images = pictures.filter((picture) => !picture.hidden).map((picture) => picture.querySelector("img"));
+  const images = drawPictures(next.images);
+  $(".mm-text").textContent = $(".mm-about").textContent = next.text;
+  unsafe = new Set(next.unsafe ?? []);
+  arm(false);
+  steps = [];
+  draft = modeOf().begin?.(next) ?? null;
+  redraw();
   try {
     await Promise.all(images.map((image) => image.decode()));
   } catch (error) {
@@ -142,11 +155,69 @@ async function show(next, isPast) {
   if (question !== next) return;
   const ratio = window.devicePixelRatio || 1;
   images.forEach((image) => image.classList.toggle("mm-tiny", image.naturalWidth * 2 <= image.clientWidth * ratio));
+  modeOf().fit?.(images[0]);
   shownAt = performance.now(); // a key pressed before is about the pair before: it does not count
+}
+
+function drawPictures(urls) {
+  while ($$(".mm-slot").length < urls.length) $(".mm-pictures").append($(".mm-slot").cloneNode(true));
+  $(".mm-pictures").dataset.count = urls.length;
+  const slots = $$(".mm-slot");
+  slots.forEach((slot, i) => {
+    const picture = slot.querySelector(".mm-picture");
+    const image = slot.querySelector("img");
+    slot.hidden = picture.hidden = i >= urls.length;
+    slot.querySelector(".mm-number").textContent = i + 1;
+    slot.querySelector(".mm-flag kbd").textContent = urls.length > 1 ? `u ${i + 1}` : "u";
+    picture.ariaLabel = image.alt = modeOf().label?.(i) ?? "Picture";
+    picture.classList.remove("mm-chosen");
+    if (state.mode === "pair") picture.dataset.choice = i ? "right" : "left";
+    else delete picture.dataset.choice;
+    if (picture.hidden) image.removeAttribute("src");
+    else if (image.getAttribute("src") !== urls[i]) image.src = urls[i];
+  });
+  if (past) mark(question.choice);
+  return slots.filter((slot) => !slot.hidden).map((slot) => slot.querySelector("img"));
 }
 
 function mark(choice) {
   $$("[data-choice]").forEach((button) => button.classList.toggle("mm-chosen", button.dataset.choice === choice));
+}
+
+function redraw() {
+  if (draft) modeOf().draw();
+  $("[data-do=undo]").disabled = !steps.length;
+  $$(".mm-slot").forEach((slot, i) => {
+    slot.classList.toggle("mm-unsafe", unsafe.has(i));
+    press(slot.querySelector(".mm-flag"), unsafe.has(i));
+  });
+}
+
+function edit(next) {
+  if (shownAt === null || busy) return;
+  say("");
+  steps.push(draft);
+  draft = next;
+  redraw();
+}
+
+function undo() {
+  if (!steps.length || busy) return;
+  say("");
+  draft = steps.pop();
+  redraw();
+}
+
+function flag(i) {
+  if (shownAt === null || busy || i >= question.images.length) return;
+  unsafe.has(i) ? unsafe.delete(i) : unsafe.add(i);
+  arm(false);
+  redraw();
+}
+
+function arm(on) {
+  flagging = on;
+  card.classList.toggle("mm-flagging", on);
 }
 
 async function working(task) {
@@ -164,13 +235,21 @@ async function working(task) {
   }
 }
 
-function choose(choice) {
+function choose(choice, value = null) {
   if (card.dataset.screen !== "rate" || busy || (shownAt === null && choice !== "skip")) return;
   say("");
   const seconds = shownAt === null ? 0 : (performance.now() - shownAt) / 1000;
-  const vote = { vote_id: randomId(), task: question.task, choice, seconds: Math.min(seconds, 86400) };
+  const vote = { vote_id: randomId(), task: question.task, choice, seconds: Math.min(seconds, 86400), unsafe: [...unsafe], value };
   mark(choice);
   working(() => send(vote));
+}
+
+function save() {
+  if (!draft || card.dataset.screen !== "rate" || shownAt === null || busy) return;
+  modeOf().finish?.(true);
+  const missing = modeOf().missing();
+  if (missing) say(missing);
+  else choose("save", modeOf().value());
 }
 
 function randomId() { // crypto.randomUUID is missing where the page comes over plain http from another machine
@@ -234,9 +313,13 @@ card.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   const { choice, do: action } = button.dataset;
+  const slot = $$(".mm-slot").indexOf(button.closest(".mm-slot"));
   if (button.type !== "submit") button.blur(); // so that the space bar does not press it again
-  if (choice && !(card.dataset.mode === "likert" && button.classList.contains("mm-picture"))) choose(choice);
-  else if (action) ({ back, return: forward, logout })[action]();
+  if (button.classList.contains("mm-flag")) flag(slot);
+  else if (button.classList.contains("mm-picture")) { if (shownAt !== null && !busy) modeOf().picture?.(slot, event); }
+  else if (choice) choose(choice);
+  else if (action) ({ back, return: forward, logout, undo, save })[action]();
+  else if (draft && shownAt !== null && !busy) modeOf().click?.(button);
 }, { signal: stop.signal });
 
 $(".mm-welcome").addEventListener("submit", (event) => {
@@ -252,16 +335,32 @@ $(".mm-welcome").addEventListener("submit", (event) => {
 }, { signal: stop.signal });
 
 document.addEventListener("keydown", (event) => {
-  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.repeat && !(draft && modeOf().repeats)) return;
   if (event.target.closest?.("input, textarea, select, [contenteditable]")) return;
-  if (!["rate", "done"].includes(card.dataset.screen)) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const choice = KEYS[card.dataset.mode][key];
-  if (!choice && key !== "b" && key !== "Escape") return;
-  event.preventDefault(); // arrows would scroll
-  if (choice) choose(choice);
-  else if (key === "b") back();
-  else forward();
+  if (["Enter", " "].includes(key) && event.target.closest?.("button")) return; // which it presses
+  if (["rate", "done"].includes(card.dataset.screen) && react(key, event)) event.preventDefault(); // arrows would scroll
 }, { signal: stop.signal });
 
+// whether the key meant something
+function react(key, event) {
+  const rating = card.dataset.screen === "rate";
+  if (rating && flagging && key !== "b" && key !== "s") {
+    arm(false);
+    if (/^[1-9]$/.test(key)) flag(Number(key) - 1);
+    return true;
+  }
+  const choice = key === "s" ? "skip" : modeOf().choices?.[key];
+  if (choice && !event.repeat) choose(choice);
+  else if (key === "b" && !event.repeat) back();
+  else if (key === "Escape") forward();
+  else if (rating && key === "u" && !event.repeat) question.images.length > 1 ? arm(true) : flag(0);
+  else if (rating && draft && key === "Enter" && !event.repeat) save();
+  else if (rating && draft && key === "Backspace" && !event.repeat) undo();
+  else return !!(rating && draft && shownAt !== null && !busy && modeOf().key(key, event));
+  return true;
+}
+
+Object.values(MODES).forEach((mode) => mode.bind?.(stop.signal));
 working(async () => enter(await insist("api/state", undefined, "The server does not answer. Trying again…")));

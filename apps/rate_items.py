@@ -5,13 +5,23 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, content_hash, list_images
-from mmrlhf.store import Task
+from mmrlhf.store import Kind, Task
 
+Mode = Literal["pair", "likert", "criteria", "rank", "segments", "points"]
+KINDS: dict[Mode, Kind] = {
+    "pair": "pair",
+    "likert": "score",
+    "criteria": "likert",
+    "rank": "rank",
+    "segments": "segments",
+    "points": "point",
+}
 Items = dict[str, tuple[str, str]]  # content hash -> (path, prompt)
 # the first bytes of the pictures that every browser shows: the only ones that the app serves
 MEDIA_TYPES = {
@@ -21,18 +31,29 @@ MEDIA_TYPES = {
     b"RIFF": "image/webp",
     b"BM": "image/bmp",
 }
+MOST_RANKED = 6  # pictures in a question: as many as fit on a screen
 LISTS = ("pairs.jsonl", "items.jsonl")  # a folder that holds one of them is read through it
 
 
-def read_questions(source: Path, *, single: bool, pairs_per_item: int, seed: int) -> tuple[Items, list[Task]]:
+def read_questions(
+    source: Path,
+    mode: Mode = "pair",
+    *,
+    pairs_per_item: int = 4,
+    per_question: int = 4,
+    criteria: tuple[str, ...] = (),
+    seed: int = 0,
+) -> tuple[Items, list[Task]]:
     """(items, tasks) of a folder or a .jsonl file; UserError where there is nothing to ask.
 
-    PAIRS.jsonl gives its own pairs. Otherwise each picture meets `pairs_per_item` others of its prompt, drawn by `seed`; a
-    folder without a list has one prompt, ''. `single` asks about each picture alone.
+    pair: PAIRS.jsonl gives its own pairs; otherwise each picture meets `pairs_per_item` others of its prompt, drawn by `seed`; a
+    folder without a list has one prompt, ''. rank: each picture is in a question of `per_question` pictures of its prompt.
+    The other modes ask about each picture alone, segments about each answer to it.
     """
     reader = Reader()
     rows = list(read_rows(source))
     pairs: list[Task] = []
+    answers: list[Task] = []
     groups: dict[str, dict[str, None]] = {}
     for where, folder, row in rows:
         prompt = row.get("prompt", "")
@@ -43,15 +64,39 @@ def read_questions(source: Path, *, single: bool, pairs_per_item: int, seed: int
         if len(hashes) == 2 and hashes[0] != hashes[1]:
             pairs.append(Task(prompt, (hashes[0], hashes[1]), why="listed"))
         groups.setdefault(prompt, {}).update(dict.fromkeys(hashes))
-    if single:
-        return reader.items, [
-            Task(prompt, (key,), "score", why="listed") for prompt, keys in groups.items() for key in keys
+        if mode == "segments":
+            answers.append(Task(prompt, (hashes[0],), "segments", text=answer_text(row, where), why="listed"))
+    by_prompt = {prompt: list(keys) for prompt, keys in groups.items()}
+    if mode == "pair":
+        listed = any("image_0" in row for _, _, row in rows)
+        tasks = pairs if listed else draw_pairs(by_prompt, pairs_per_item, seed)
+        if not tasks:
+            raise UserError(f"nothing to compare in {source}: give two different pictures for at least one prompt")
+        return reader.items, tasks
+    if mode == "rank":
+        tasks = draw_groups(by_prompt, per_question, seed)
+    elif mode == "segments":
+        tasks = answers
+    else:
+        tasks = [
+            Task(prompt, (key,), KINDS[mode], criteria=criteria, why="listed")
+            for prompt, keys in by_prompt.items()
+            for key in keys
         ]
-    listed = any("image_0" in row for _, _, row in rows)
-    tasks = pairs if listed else draw_pairs({p: list(keys) for p, keys in groups.items()}, pairs_per_item, seed)
     if not tasks:
-        raise UserError(f"nothing to compare in {source}: give two different pictures for at least one prompt")
+        raise UserError(f"nothing to ask in {source}: give pictures, or lines that name some")
     return reader.items, tasks
+
+
+def answer_text(row: dict[str, object], where: str) -> str:
+    """The answer that a row's marks will be about."""
+    answer = row.get("answer")
+    if not isinstance(answer, str) or not answer.strip() or "image" not in row:
+        got = "a pair" if "image" not in row else "no answer" if answer is None else f"the answer {answer!r:.40}"
+        raise UserError(
+            f'{where} has {got}, --mode segments takes {{"prompt", "image", "answer"}}: give a text to mark'
+        )
+    return answer
 
 
 def read_rows(source: Path) -> Iterator[tuple[str, Path, dict[str, object]]]:
@@ -150,3 +195,24 @@ def ring(keys: Sequence[str], shuffle: random.Random) -> list[tuple[str, str]]:
     order = list(keys)
     shuffle.shuffle(order)
     return [(order[i], order[i - 1]) for i in range(len(order)) if order[i] != order[i - 1]]
+
+
+def draw_groups(groups: dict[str, list[str]], per_question: int, seed: int) -> list[Task]:
+    """Each prompt's items in random questions of `per_question`; where they do not divide, the last takes some once more."""
+    if not 2 <= per_question <= MOST_RANKED:
+        raise UserError(f"--per-question got {per_question}, allowed is 2 to {MOST_RANKED}")
+    shuffle = random.Random(seed)
+    tasks = []
+    for prompt, keys in groups.items():
+        if len(keys) < per_question:
+            raise UserError(
+                f"the prompt {prompt!r:.60} has {len(keys)} different pictures, --per-question {per_question} takes as many or "
+                "more: give more pictures, or a smaller number"
+            )
+        order = list(keys)
+        shuffle.shuffle(order)
+        for start in range(0, len(order), per_question):
+            first = min(start, len(order) - per_question)
+            tasks.append(Task(prompt, tuple(order[first : first + per_question]), "rank", why="random"))
+    shuffle.shuffle(tasks)
+    return tasks

@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from apps.rate_items import KINDS, Mode
 from mmrlhf.errors import UserError
 from mmrlhf.store import Store, Task
 
@@ -58,17 +59,18 @@ def serve(
     port: int = 7860,
     block: bool = True,
     wanted: int | None = None,
-    mode: Literal["pair", "likert"] = "pair",
+    mode: Mode = "pair",
     overlap: int = 1,
     annotator_names: Sequence[str] = (),
     instructions: str = "",
     more_to_come: bool = False,
+    tags: Sequence[str] = (),
 ) -> Handle:
     """Serve the store's queued tasks to raters; UserError where the address cannot be had.
 
     `block` waits until Ctrl-C, or until the store holds `wanted` judgements of the mode, and stops the server. Without it,
     the running server comes back at once, to be closed by the caller. `more_to_come` has the page ask raters to stay when
-    they are through.
+    they are through; `tags` are what points may say.
     """
     from apps.rate_api import build_app  # imports gradio: seconds
 
@@ -82,6 +84,7 @@ def serve(
         annotator_names=annotator_names,
         instructions=instructions,
         more_to_come=more_to_come,
+        tags=tags,
     )
     handle = Handle(build, listener, f"http://{shown_host}:{listener.getsockname()[1]}")
     print(f"rate at {handle.url} (Ctrl-C stops; every judgement is kept)", flush=True)
@@ -117,22 +120,22 @@ def wait_until_settled(store: Store, tasks: Sequence[Task], overlap: int) -> Non
         settled = not keys & store.waiting(overlap)
 
 
-def wait_for(store: Store, wanted: int | None, mode: str, overlap: int = 1) -> None:
+def wait_for(store: Store, wanted: int | None, mode: Mode, overlap: int = 1) -> None:
     """Return a moment after the store holds `wanted` judgements, or every question has all its votes.
 
     Without a number, never: new questions may come.
     """
     while wanted is None or judgements(store, mode) < wanted:
-        progress = store.progress("", overlap, kind="score" if mode == "likert" else "pair")
+        progress = store.progress("", overlap, kind=KINDS[mode])
         if wanted is not None and progress.complete == progress.tasks:
             break
         time.sleep(0.5)
     time.sleep(FAREWELL_SECONDS)
 
 
-def judgements(store: Store, mode: str) -> int:
+def judgements(store: Store, mode: Mode) -> int:
     """How many current judgements of a mode the store holds."""
-    return store.count("score" if mode == "likert" else "pair")
+    return store.count(KINDS[mode])
 
 
 def bind(host: str, port: int) -> socket.socket:

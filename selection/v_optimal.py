@@ -1,4 +1,4 @@
-"""V-optimal design: the pairs whose answers make a Bradley-Terry head surest about all pairs, not about its weights."""
+"""V-optimal design: the pairs whose answers leave a Bradley-Terry head least unsure about all pairs, not about its weights."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """`mmrlhf data export`: the answers in a store, or a file of judgements, in the format that another tool reads."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,13 @@ from mmrlhf.datasets.judgements import Judgement, read_judgements
 from mmrlhf.datasets.rows import BadRow
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Rating
-from mmrlhf.store import Item, Store, store_exists
+from mmrlhf.segments import SegmentedItem, write_segments
+from mmrlhf.store import Item, Store, store_exists, task_key
 from mmrlhf.types import Preference
 
 LEVELS = 5  # of the rating app's scale
 FLAT = ("pickapic", "trl")  # formats without a column for the criterion
+ExportFormat = Literal[WrittenFormat, "segments"]
 WITH_RATINGS = ("outcomes", "verl-omni")  # formats that hold what was said of single images
 
 
@@ -29,9 +31,10 @@ class ExportConfig:
     """sqlite:///FILE, a path or postgresql://USER@HOST/NAME: what `mmrlhf rate` collected."""
     data: Path | None = None
     """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl or an ANSWERS.jsonl."""
-    format: WrittenFormat = "pairs"
+    format: ExportFormat = "pairs"
     """Of images: pairs (which `mmrlhf reward train` takes), outcomes (ratings too), pickapic (a parquet file), verl-omni (a
-    parquet file of their prompts, each once). Of answers: answers, trl (a parquet file for TRL's trainers)."""
+    parquet file of their prompts, each once). Of answers: answers, trl (a parquet file for TRL's trainers), segments (the
+    marked ones of a store, as `mmrlhf vlm dense-dpo` takes them)."""
     source: str = "all"
     """Of a store: all, or only the answers of one kind of rater: human, simulated or ai."""
     criterion: str | None = None
@@ -44,6 +47,8 @@ def export(config: ExportConfig) -> list[Any]:
     """Every answer that stands (superseded and withdrawn ones are left out), in the order given and each pair as it was shown."""
     if (config.store is None) == (config.data is None):
         raise UserError("got " + ("both" if config.data else "neither") + " of --store and --data: give one of them")
+    if config.format == "segments":
+        return export_segments(config)
     if config.data is not None:
         given: list[tuple[str, Judgement]] = numbered(config.data)
     else:
@@ -68,6 +73,33 @@ def export(config: ExportConfig) -> list[Any]:
     return rows
 
 
+def export_segments(config: ExportConfig) -> list[SegmentedItem]:
+    """The marked answers of a store as a SEGMENTS.jsonl; those without a mark are in it, too."""
+    if config.store is None or config.criterion is not None:
+        raise UserError("--format segments takes marked answers: give --store, and neither --data nor --criterion")
+    store, source = opened(config.store, config.source), config.source
+    name = store.name
+    try:
+        items, marked = store.items(), store.segments()
+    finally:
+        store.close()
+    rows = []
+    for judgement in marked:
+        if source in ("all", judgement.source):
+            (image,) = paths([judgement.item], items, name)
+            key = task_key(judgement.prompt, judgement.item, judgement.text)
+            labels = tuple(replace(label, item=key) for label in judgement.segments)
+            about: dict[str, Any] = {"prompt": judgement.prompt, "answer": judgement.text, "image": image}
+            rows.append(SegmentedItem(key, labels, **about, annotator=judgement.annotator))
+    if not rows:
+        raise UserError(
+            f"no marked answers (source: {source}) in {name}: collect some with `mmrlhf rate --mode segments`"
+        )
+    write_segments(rows, config.out)
+    print(f"{len(rows)} marked answers: {config.out}")
+    return rows
+
+
 def numbered(file: Path) -> list[tuple[str, Judgement]]:
     """The judgements of a file, each with what to call it."""
     return [(f"judgement {number} of {file}", row) for number, row in enumerate(read_judgements(file), start=1)]
@@ -86,12 +118,7 @@ def check(rows: list[Any], config: ExportConfig, left_out: int) -> None:
 
 def answers(url: str, source: str, *, ratings: bool = False) -> list[tuple[str, Judgement]]:
     """What is in a store by one kind of rater, or by all, each with what to call it: pairs, then `ratings` of single images."""
-    allowed = ("all", "human", "simulated", "ai")
-    if source not in allowed:
-        raise UserError(f"--source got '{source}', allowed is {', '.join(allowed)}")
-    if not store_exists(url):
-        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf rate --store` wrote")
-    store = Store(url)
+    store = opened(url, source)
     name = store.name
     try:
         items, preferences, scores = store.items(), store.preferences(), store.judgements() if ratings else []
@@ -106,6 +133,16 @@ def answers(url: str, source: str, *, ratings: bool = False) -> list[tuple[str, 
         what = "answers" if ratings else "answers to pairs"
         raise UserError(f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`")
     return [(f"answer {number} of {name}", judgement) for number, judgement in enumerate(found, start=1)]
+
+
+def opened(url: str, source: str) -> Store:
+    """A store that exists. UserError where it does not, or `source` is no kind of rater."""
+    allowed = ("all", "human", "simulated", "ai")
+    if source not in allowed:
+        raise UserError(f"--source got '{source}', allowed is {', '.join(allowed)}")
+    if not store_exists(url):
+        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf rate --store` wrote")
+    return Store(url)
 
 
 def pair_of(preference: Preference, items: dict[str, Item], store: str) -> Pair:

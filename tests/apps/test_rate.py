@@ -1,12 +1,8 @@
 """The rating app as raters meet it: the command line, the routes, and the card in a real browser."""
 
-import contextlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +14,14 @@ from PIL import Image
 
 from apps import rate_server
 from apps.rate import RateConfig, rate, serve, serve_until
-from apps.rate_api import Vote, choice_of, preference, shown, sign, verify
-from apps.rate_items import draw_pairs, read_questions
+from apps.rate_answers import Vote, choice_of, preference, shown
+from apps.rate_api import sign, verify
+from apps.rate_items import Mode, draw_pairs, read_questions
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, content_hash, save_image
 from mmrlhf.store import Answer, Store, Task
+from tests.apps.raters import App, enter, ready, served
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = Path("/usr/bin/chromium")
 PROMPTS = ("a red <b>bus</b>", "a cat")
 
 
@@ -43,10 +39,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def new_store(path: Path, pictures: Path, single: bool = False) -> Store:
+def new_store(path: Path, pictures: Path, mode: Mode = "pair") -> Store:
     """A store with the questions about the pictures: two rings of three pairs, or six single ones."""
     store = Store(str(path))
-    items, tasks = read_questions(pictures, single=single, pairs_per_item=2, seed=0)
+    items, tasks = read_questions(pictures, mode, pairs_per_item=2, seed=0)
     store.add_items(items)
     store.add_tasks(tasks)
     return store
@@ -65,7 +61,7 @@ def store(tmp_path: Path, pictures: Path) -> Iterator[Store]:
 def test_a_folder_of_pictures_without_a_list(tmp_path: Path) -> None:
     for i in range(5):
         save_image(torch.full((3, 8, 8), i / 5), tmp_path / "inner" / f"{i}.png")
-    items, tasks = read_questions(tmp_path, single=False, pairs_per_item=4, seed=0)
+    items, tasks = read_questions(tmp_path, "pair", pairs_per_item=4, seed=0)
     assert len(items) == 5 and len(tasks) == 10  # all there are
     assert {prompt for _, prompt in items.values()} == {""}
     path = tmp_path / "inner" / "0.png"
@@ -73,18 +69,18 @@ def test_a_folder_of_pictures_without_a_list(tmp_path: Path) -> None:
 
 
 def test_items_are_paired_within_their_prompt_only(pictures: Path) -> None:
-    items, tasks = read_questions(pictures, single=False, pairs_per_item=2, seed=0)
+    items, tasks = read_questions(pictures, "pair", pairs_per_item=2, seed=0)
     assert len(items) == 6 and len(tasks) == 6
     for task in tasks:
         assert items[task.item_0][1] == items[task.item_1][1] == task.prompt
-    assert len(read_questions(pictures, single=True, pairs_per_item=2, seed=0)[1]) == 6
+    assert len(read_questions(pictures, "likert", pairs_per_item=2, seed=0)[1]) == 6
 
 
 def test_pairs_of_a_list_are_asked_as_they_are(pictures: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "p", "image_0": str(pictures / "0.png"), "image_1": str(pictures / f"{i}.png")} for i in (1, 2)]
     (tmp_path / "PAIRS.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for source in (tmp_path, tmp_path / "PAIRS.jsonl"):
-        items, tasks = read_questions(source, single=False, pairs_per_item=4, seed=0)
+        items, tasks = read_questions(source, "pair", pairs_per_item=4, seed=0)
         assert len(items) == 3 and [task.prompt for task in tasks] == ["p", "p"]
         assert tasks[0].item_0 == tasks[1].item_0 == content_hash((pictures / "0.png").read_bytes())
 
@@ -121,7 +117,7 @@ def test_bad_items_are_one_line(tmp_path: Path, name: str, text: str | None, mes
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_questions(tmp_path / name, single=False, pairs_per_item=4, seed=0)
+        read_questions(tmp_path / name, "pair", pairs_per_item=4, seed=0)
 
 
 def test_a_picture_that_the_app_would_not_serve_is_one_line(tmp_path: Path) -> None:
@@ -130,26 +126,31 @@ def test_a_picture_that_the_app_would_not_serve_is_one_line(tmp_path: Path) -> N
     for number, suffix in enumerate(SUFFIXES):
         picture.putpixel((0, 0), (50 * number, 0, 0))
         picture.save(tmp_path / f"{number}{suffix}")
-    assert len(read_questions(tmp_path, single=True, pairs_per_item=2, seed=0)[1]) == len(SUFFIXES)
+    assert len(read_questions(tmp_path, "likert", pairs_per_item=2, seed=0)[1]) == len(SUFFIXES)
     picture.save(tmp_path / "x.tiff")
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "image": "x.tiff"}')
     with pytest.raises(UserError, match=r"x.tiff is TIFF, allowed are .png, .* .gif: convert it to PNG"):
-        read_questions(tmp_path / "a.jsonl", single=True, pairs_per_item=2, seed=0)
+        read_questions(tmp_path / "a.jsonl", "likert", pairs_per_item=2, seed=0)
 
 
 def test_a_picture_too_large_to_be_true_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(torch.zeros(3, 16, 16), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"bomb.png is not a readable picture .*exceeds limit.*: give PNG") as caught:
-        read_questions(tmp_path, single=True, pairs_per_item=2, seed=0)
+        read_questions(tmp_path, "likert", pairs_per_item=2, seed=0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "rank"}, "--mode rank is not built yet, allowed are pair, likert"),
-        ({"mode": "segments"}, "--mode segments is not built yet"),
+        ({"mode": "rank"}, "has 3 different pictures, --per-question 4 takes as many or more: give more pictures"),
+        ({"mode": "rank", "per_question": 7}, "--per-question got 7, allowed is 2 to 6"),
+        ({"mode": "segments"}, "items.jsonl:1 has no answer, --mode segments takes"),
+        ({"mode": "points", "tags": ()}, "--tags got none, allowed are 1 or more"),
+        ({"mode": "points", "tags": ("a", "a")}, "--tags got .* allowed are up to 9 different names"),
+        ({"criteria": ("quality",)}, "--criteria goes with --mode likert, got pair"),
+        ({"mode": "likert", "criteria": ("a", " ")}, "--criteria got .* allowed are up to 9 different names"),
         ({"overlap": 0}, "--overlap got 0, allowed is 1 or more"),
         ({"pairs_per_item": 1}, "got 1 pairs per item, allowed is 2 or more"),
         ({"port": 70000}, "--port got 70000"),
@@ -192,17 +193,6 @@ def test_a_name_cannot_be_forged() -> None:
 
 
 # --- the routes ---
-
-
-@contextlib.contextmanager
-def served(store: Store, **options) -> Iterator[httpx.Client]:
-    """A client of the app, served in a thread."""
-    handle = serve(store, port=0, block=False, **options)
-    try:
-        with httpx.Client(base_url=handle.url, trust_env=False) as client:
-            yield client
-    finally:
-        handle.close()
 
 
 def choose(client: httpx.Client, state: dict, button: str, number: int = 0, **changes: object) -> httpx.Response:
@@ -280,7 +270,7 @@ def test_no_file_is_served_but_registered_pictures(store: Store, pictures: Path,
 
 
 def test_two_raters_share_the_queue_and_a_likert_scale(tmp_path: Path, pictures: Path) -> None:
-    store = new_store(tmp_path / "l.db", pictures, single=True)
+    store = new_store(tmp_path / "l.db", pictures, "likert")
     with served(store, mode="likert", overlap=1) as ada, httpx.Client(base_url=ada.base_url, trust_env=False) as bo:
         states = {
             client: client.post("/api/login", json={"name": name}).json() for client, name in ((ada, "ada"), (bo, "bo"))
@@ -373,75 +363,12 @@ def test_a_taken_port_is_one_line(store: Store) -> None:
 # --- the command line and the browser ---
 
 
-class App:
-    """`mmrlhf rate` as a process."""
-
-    def __init__(self, *options: str) -> None:
-        program = "from mmrlhf.cli import main; main()"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", program, "rate", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stdout is not None
-        self.lines = [self.process.stdout.readline(), self.process.stdout.readline()]
-        found = re.search(r"http://\S+", self.lines[1])
-        assert found, self.lines
-        self.url = found.group()
-
-    def stop(self, how: int = signal.SIGINT) -> str:
-        """What it prints at the end."""
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        return self.process.communicate(timeout=120)[0]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: install the package chromium to drive the app in a browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture(scope="module")
 def app(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, Path]]:
     path = tmp_path_factory.mktemp("store") / "ratings.db"
     running = App("--items", str(pictures), "--store", f"sqlite:///{path}", "--port", "0", "--overlap", "9")
     yield running, path
     assert "judgements in" in running.stop()
-
-
-def enter(browser, url: str, name: str, answered: int = 0, **options):
-    """A page of its own browser profile, after the rater, who has `answered` so many before, gave a name."""
-    page = browser.new_context(**options).new_page()
-    page.set_default_timeout(20_000)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: page.problems.append(request.url) if not request.url.startswith(url) else None)
-    page.goto(url)
-    page.fill("#mm-name", name)
-    page.keyboard.press("Enter")
-    ready(page, answered)
-    return page
-
-
-def ready(page, answered: int) -> None:
-    """Wait until the page has counted the answers, and its pictures are there."""
-    page.wait_for_function(
-        """(count) => {
-            const card = document.querySelector(".mm");
-            if (!card) return false;
-            const images = [...card.querySelectorAll(".mm-picture:not([hidden]) img")];
-            return !card.classList.contains("mm-busy") && card.querySelector(".mm-count").textContent.startsWith(count + " of")
-                && (card.dataset.screen === "done" || images.every((image) => image.complete && image.naturalWidth > 0));
-        }""",
-        arg=answered,
-    )
-    page.wait_for_timeout(60)  # decode() has settled
 
 
 def labels(path: Path, name: str) -> list[str]:

@@ -10,7 +10,9 @@ from mmrlhf.data import Pair, read_pairs, write_pairs
 from mmrlhf.datasets.export import ExportConfig, export
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, Rating, read_outcomes, write_outcomes
-from mmrlhf.store import Judgement, Preference, Store
+from mmrlhf.segments import read_segments
+from mmrlhf.store import Judgement, Preference, SegmentJudgement, Store
+from mmrlhf.types import SegmentLabel
 from tests.datasets.files import touch
 
 
@@ -81,3 +83,33 @@ def test_doubtful_requests_are_refused(tmp_path: Path) -> None:
     write_pairs([Pair("p", tmp_path / "a.png", tmp_path / "b.png", 1.0)], tmp_path / "p.jsonl")
     with pytest.raises(UserError, match="is a folder"):
         export(ExportConfig(tmp_path, data=tmp_path / "p.jsonl"))
+
+
+def test_marked_answers_of_a_store_become_segments(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    store = Store(str(tmp_path / "s.db"))
+    store.add_items({"a": (tmp_path / "a.png", "p")})
+    labels = (SegmentLabel("a", 2, 3, "misleading", "cat"), SegmentLabel("a", 4, 8, "correct"))
+    for text, segments, name, source in (("a 🐶 here", labels, "ann", "human"), ("a cat", (), "bot", "ai")):
+        marked: dict[str, Any] = {"text": text, "segments": segments, "annotator": name, "source": source}
+        store.add_segments(SegmentJudgement(prompt="what is it", item="a", **marked))
+    store.close()
+    out, url = tmp_path / "new" / "SEGMENTS.jsonl", str(tmp_path / "s.db")
+    first, second = export(ExportConfig(out, store=url, format="segments"))
+    assert read_segments(out) == [first, second] and first.item != second.item
+    assert (first.prompt, first.answer, first.image, first.annotator) == (
+        "what is it",
+        "a 🐶 here",
+        tmp_path / "a.png",
+        "ann",
+    )
+    assert [(s.start, s.end, s.tag, s.correction) for s in first.segments] == [
+        (2, 3, "misleading", "cat"),
+        (4, 8, "correct", None),
+    ]
+    assert second.segments == () and second.answer == "a cat"
+    assert export(ExportConfig(out, store=url, format="segments", source="human")) == [first]
+    with pytest.raises(UserError, match=r"no marked answers \(source: simulated\) in .*: collect some"):
+        export(ExportConfig(out, store=url, format="segments", source="simulated"))
+    with pytest.raises(UserError, match="--format segments takes marked answers: give --store, and neither --data"):
+        export(ExportConfig(out, data=out, format="segments"))
