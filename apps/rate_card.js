@@ -130,6 +130,7 @@ async function show(next, isPast) {
   question = next;
   past = isPast;
   shownAt = null;
+  $(".mm-pictures").ariaBusy = "true";
   card.classList.toggle("mm-past", past);
   card.classList.toggle("mm-drafts", !!modeOf().begin);
   screen("rate");
@@ -156,6 +157,7 @@ async function show(next, isPast) {
   const ratio = window.devicePixelRatio || 1;
   images.forEach((image) => image.classList.toggle("mm-tiny", image.naturalWidth * 2 <= image.clientWidth * ratio));
   modeOf().fit?.(images[0]);
+  $(".mm-pictures").ariaBusy = "false";
   shownAt = performance.now(); // a key pressed before is about the pair before: it does not count
 }
 

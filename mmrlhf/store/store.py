@@ -86,12 +86,12 @@ class Store:
 
     def items(self) -> dict[str, Item]:
         """Every registered picture, by content hash."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {row.hash: Item(row.hash, row.path, row.prompt) for row in connection.execute(sa.select(ITEMS))}
 
     def item(self, key: str) -> Item | None:
         """One registered picture, or None."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(ITEMS).where(ITEMS.c.hash == key)).first()
         return None if row is None else Item(row.hash, row.path, row.prompt)
 
@@ -101,7 +101,7 @@ class Store:
 
     def task(self, key: str) -> Task | None:
         """The queued question of this key, or None."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(TASKS).where(TASKS.c.key == key)).first()
         return None if row is None else task_of(row)
 
@@ -125,7 +125,7 @@ class Store:
         `lease` seconds.
         """
         now = time.time()
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(LEASES.delete().where(LEASES.c.expires <= now))
             rows = connection.execute(next_query(annotator, overlap, kind, now).limit(number(count))).all()
             for place, row in enumerate(rows):  # `since` keeps the order of the queue among those leased together
@@ -140,13 +140,13 @@ class Store:
 
         A question that was passed on is offered to the other raters when their pages ask next; it waits again from then on.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             return set(connection.execute(waiting_query(overlap, kind, time.time())).scalars())
 
     def progress(self, annotator: str = "", overlap: int = 1, *, kind: Kind = "pair") -> Progress:
         """How far the queue of a kind is, and how far one annotator is in it."""
         queries = progress_queries(annotator, overlap, kind, time.time())
-        with self._reading() as connection:
+        with self.reading() as connection:
             return Progress(*(connection.execute(query).scalar_one() for query in queries))
 
     def answers(
@@ -163,7 +163,7 @@ class Store:
             query = query.where(VOTES.c.number < number(before))
         if kind is not None:
             query = query.where(TASKS.c.kind == kind)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query.order_by(VOTES.c.number.desc()).limit(number(limit))).all()
             keys = [row.task for row in rows]
             found = connection.execute(sa.select(TASKS).where(TASKS.c.key.in_(keys)))
@@ -241,18 +241,18 @@ class Store:
     def vetoes(self) -> list[Veto]:
         """What current answers of any kind, and skips, call unsafe, in the order in which it was said."""
         query = sa.select(VOTES).where(VOTES.c.unsafe != "[]", IS_CURRENT).order_by(VOTES.c.number)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [veto for row in connection.execute(query) for veto in vetoes_of(row)]
 
     def count(self, kind: Kind = "pair") -> int:
         """How many current answers of a kind there are."""
         query = sa.select(sa.func.count()).select_from(VOTES).where(VOTES.c.kind == kind, IS_CURRENT)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.execute(query).scalar_one()
 
     def secret(self) -> bytes:
         """32 random bytes made once for this store, to sign what raters' browsers keep."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             fresh = insert(self.engine, SETTINGS).values(name="secret", value=secrets.token_hex(32))
             connection.execute(fresh.on_conflict_do_nothing())
             query = sa.select(SETTINGS.c.value).where(SETTINGS.c.name == "secret")
@@ -264,13 +264,13 @@ class Store:
 
     def _records(self, kind: Kind, of_row: Callable[[Any], Record], include_superseded: bool) -> list[Record]:
         query = sa.select(VOTES).where(VOTES.c.kind == kind).order_by(VOTES.c.number)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query if include_superseded else query.where(IS_CURRENT)).all()
         return [of_row(row) for row in rows]
 
     def _append(self, rows: list[dict[str, Any]]) -> int:
         new = 0
-        with self._writing() as connection:
+        with self.writing() as connection:
             for row in rows:
                 statement = insert(self.engine, VOTES).values(row).on_conflict_do_nothing(index_elements=["vote_id"])
                 if connection.execute(statement.returning(VOTES.c.number)).first() is not None:
@@ -284,16 +284,18 @@ class Store:
     def _upsert(self, table: sa.Table, rows: list[dict[str, Any]], *, key: str, updated: Sequence[str]) -> None:
         statement = insert(self.engine, table)
         new = {name: statement.excluded[name] for name in updated}
-        with self._writing() as connection:
+        with self.writing() as connection:
             if rows:
                 connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=new), rows)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """The database as it is at one moment; what it refuses is a UserError."""
         with trouble(self.database), reading(self.engine) as connection:
             yield connection
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
+        """A change beside which nobody else writes: durable at the end, or undone; what is refused is a UserError."""
         with trouble(self.database), writing(self.engine) as connection:
             yield connection

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-LAYOUT = 2  # the newest revision in `migrations`
+LAYOUT = 3  # the newest revision in `migrations`
 VERSION_TABLE = "mmrlhf_layout"
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # in SQLite only INTEGER counts by itself
@@ -60,6 +60,19 @@ LEASES = sa.Table(
 )
 SETTINGS = sa.Table(
     "settings", METADATA, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
+)
+ACCOUNTS = sa.Table(
+    "accounts",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("secret", sa.Text, nullable=False),  # a salted hash; see accounts.py
+    sa.Column("created", sa.Text, nullable=False),
+)
+CHECKS = sa.Table(  # the questions whose answer is known: votes on them are about the rater, not about the items
+    "checks",
+    METADATA,
+    sa.Column("task", sa.Text, primary_key=True),
+    sa.Column("expected", sa.Text, nullable=False),  # JSON
 )
 LAYOUTS = sa.Table(VERSION_TABLE, METADATA, sa.Column("version_num", sa.String(32), primary_key=True))  # alembic's own
 

@@ -64,15 +64,14 @@ def enter(browser, url: str, name: str, answered: int = 0, **options):
 
 
 def ready(page, answered: int) -> None:
-    """Wait until the page has counted the answers, and its pictures are there."""
+    """Wait until the page has counted the answers, and takes one on the pictures it shows."""
     page.wait_for_function(
         """(count) => {
             const card = document.querySelector(".mm");
             if (!card) return false;
-            const images = [...card.querySelectorAll(".mm-picture:not([hidden]) img")];
+            const asks = card.querySelector(".mm-pictures").ariaBusy === "false";
             return !card.classList.contains("mm-busy") && card.querySelector(".mm-count").textContent.startsWith(count + " of")
-                && (card.dataset.screen === "done" || images.every((image) => image.complete && image.naturalWidth > 0));
+                && (card.dataset.screen === "done" || asks);
         }""",
         arg=answered,
     )
-    page.wait_for_timeout(60)  # decode() has settled

@@ -118,9 +118,21 @@ def tables_of(url: str) -> dict[str, Any]:
 def test_it_has_the_tables_of_a_new_store(old_url: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     in_file = old_url.startswith("sqlite")
     fresh = tables_of(str(tmp_path / "fresh.db") if in_file else request.getfixturevalue("server").new_schema())
-    assert set(fresh) == {"items", "tasks", "votes", "leases", "settings", VERSION_TABLE}
+    assert set(fresh) == {"items", "tasks", "votes", "leases", "settings", "accounts", "checks", VERSION_TABLE}
     assert fresh["votes"]["unique"] == [["vote_id"]] and len(fresh["votes"]["indexes"]) >= 2
     assert tables_of(old_url) == fresh
+
+
+def test_the_second_layout_becomes_the_newest(url: str) -> None:
+    in_file = url.startswith("sqlite")
+    opened = database.open_sqlite(url) if in_file else database.open_postgres(url)
+    with writing(opened.engine) as connection:
+        migrate(connection, None, "2")
+        opened.mark(connection)
+        if in_file:
+            connection.exec_driver_sql("PRAGMA user_version = 2")
+    opened.engine.dispose()
+    assert tables_of(url)["checks"]["keys"] == ["task"]
 
 
 def test_every_upgrade_is_whole_or_not_at_all(old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
