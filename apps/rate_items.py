@@ -62,7 +62,7 @@ def read_questions(
         names = ["image"] if "image" in row else ["image_0", "image_1"]
         hashes = [reader.add(where, folder, row.get(name), prompt) for name in names]
         if len(hashes) == 2 and hashes[0] != hashes[1]:
-            pairs.append(Task(prompt, (hashes[0], hashes[1]), why="listed"))
+            pairs.append(Task(prompt, (hashes[0], hashes[1]), why=str(row.get("why", "listed"))[:200]))
         groups.setdefault(prompt, {}).update(dict.fromkeys(hashes))
         if mode == "segments":
             answers.append(Task(prompt, (hashes[0],), "segments", text=answer_text(row, where), why="listed"))

@@ -14,6 +14,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import SETTINGS
 from mmrlhf.rewards.training.config import Job, TrainConfig, TrainedReward, validate
 from mmrlhf.rewards.training.fit import fit_reward
+from mmrlhf.rewards.training.from_store import JUDGEMENTS, take_answers
 
 __all__ = ["TrainConfig", "TrainResult", "fit_reward", "train"]
 
@@ -38,9 +39,16 @@ def train(config: TrainConfig) -> TrainResult:
             f"--train head got {distributed.size()} processes, allowed is 1: start it without accelerate launch (last, lora and "
             "full share the work)"
         )
-    job = make_job(config)
+    config, is_new = take_answers(config) if config.store is not None else (config, False)
+    try:
+        job = make_job(config)
+    except UserError:
+        if is_new:
+            release(config.out)
+        raise
     wanted = settings(config)
-    check_folder(config.out, wanted, config.resume)
+    if not is_new:
+        check_folder(config.out, wanted, config.resume)
     if config.resume and (config.out / SETTINGS).is_file():
         distributed.say(f"the run is already finished; the reward is in {config.out}")
         return TrainResult(config.out, read_metrics(config.out), job.load(config.out))
@@ -83,7 +91,7 @@ def make_job(config: TrainConfig) -> Job:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """The config as plain data, with a digest of the judgements, to tell one run from another."""
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    files = [config.data] if config.replay is None else [config.data, config.replay]
+    files = [config.judgements] if config.replay is None else [config.judgements, config.replay]
     return plain | {"data_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
 
 
@@ -114,8 +122,8 @@ def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
 
 def release(out: Path) -> None:
     """Give up the folder of a run that failed before its first checkpoint, so that the mended command may have it."""
-    if not (out / CHECKPOINT).exists():
-        for name in (CONFIG, METRICS):
+    if distributed.is_main_process() and not (out / CHECKPOINT).exists():
+        for name in (CONFIG, METRICS, JUDGEMENTS):
             (out / name).unlink(missing_ok=True)
         if not any(out.iterdir()):
             out.rmdir()

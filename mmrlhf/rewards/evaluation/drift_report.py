@@ -11,17 +11,15 @@ import numpy as np
 from scipy.stats import norm
 
 from mmrlhf.data import read_pairs, read_text, write_text
-from mmrlhf.drift import kolmogorov_smirnov, mean_shift, population_stability, stability_verdict
+from mmrlhf.drift import kolmogorov_smirnov, mean_shift, population_stability
 from mmrlhf.errors import UserError
 from mmrlhf.page import ACCENT, MUTED, figure_uri, new_figure, render
 from mmrlhf.rewards.evaluate import evaluate_reward
+from mmrlhf.rewards.evaluation.drift_checks import checks_of, worst
 from mmrlhf.rewards.evaluation.round_scores import Sample, read_scores
 from mmrlhf.rewards.evaluation.run_metrics import read_runs
+from mmrlhf.rewards.evaluation.targeted import targeted_pairs, write_targets
 from mmrlhf.rewards.score import check_output, load_on
-
-FALL = 0.05  # of agreement, that fresh labels should be able to rule out
-SIGNIFICANT = 0.05
-ORDER = ("stable", "look", "retrain")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,13 @@ class DriftConfig:
     """JSON file that `mmrlhf reward eval` wrote in the round before, to compare the agreement on --labels with."""
     run: Path | None = None
     """Folder of the fine-tuning run between the rounds, for the policy's KL."""
+    kl_bound: float | None = None
+    """Nats a sample beyond which that KL asks for a look; without, it is told and not judged."""
+    targets: Path | None = None
+    """PAIRS.jsonl to write where the verdict is not stable: the next questions for `mmrlhf rate --items`, about images of a kind
+    that the round before had fewer of, each beside an earlier one of its prompt."""
+    budget: int = 100
+    """How many such pairs at most."""
     seed: int = 0
     """Of the bootstrap."""
     batch_size: int = 32
@@ -66,15 +71,33 @@ def drift(config: DriftConfig) -> dict[str, Any]:
         changes = previous["settings"] if previous else {}
         fresh = evaluate_reward(reward, pairs, seed=config.seed, batch_size=config.batch_size, progress=True, **changes)
         figures["agreement"] = agreement_figures(fresh, previous)
-    figures["checks"] = checks_of(figures)
-    figures["verdict"] = max((check["verdict"] for check in figures["checks"]), key=ORDER.index)
+    figures["checks"] = checks_of(figures, config.kl_bound)
+    figures["verdict"] = worst(figures["checks"])
+    figures["targets"] = propose(figures, before, after, config) if config.targets else None
     write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", config.out)
     if report is not None:
         plots = {"scores": score_plot(before, after), "bins": bin_plot(figures["stability"])}
         write_text(render("rewards/evaluation/drift_report.html", f=figures, plots=plots, config=config), report)
     where = f"{config.out}, {report or 'no page without matplotlib: pip install mmrlhf[report]'}"
+    if config.targets:
+        asked = figures["targets"]
+        where += (
+            f"; {asked} pairs to ask about: {config.targets}"
+            if asked
+            else "; nothing moved that people should be asked about"
+        )
     print(f"{figures['verdict']}: stability index {figures['stability']['corrected']:.3f}: {where}")
     return figures
+
+
+def propose(figures: dict[str, Any], before: Sample, after: Sample, config: DriftConfig) -> int:
+    """How many pairs are in the targeted round; its file is written where there are any."""
+    if figures["verdict"] == "stable" or config.targets is None:
+        return 0
+    pairs = targeted_pairs(before, after, population_stability(before.scores, after.scores), config.budget, config.seed)
+    if pairs:
+        write_targets(pairs, config.targets)
+    return len(pairs)
 
 
 def check_config(config: DriftConfig) -> Path | None:
@@ -84,6 +107,12 @@ def check_config(config: DriftConfig) -> Path | None:
         raise UserError(f"--labels {config.labels} needs the reward whose agreement is measured: give --reward")
     if config.previous and not config.labels:
         raise UserError(f"--previous {config.previous} needs fresh labels to compare with: give --labels")
+    if config.kl_bound is not None and (config.run is None or not config.kl_bound > 0):
+        raise UserError(f"--kl-bound got {config.kl_bound:g}, allowed is above 0, with the --run whose KL it bounds")
+    if config.budget < 1:
+        raise UserError(f"--budget got {config.budget}, allowed is 1 or more")
+    if config.targets in (config.out, config.before, config.after, config.labels) and config.targets is not None:
+        raise UserError(f"--targets {config.targets} is another file of this command: give a name of its own")
     if config.report is None and importlib.util.find_spec("matplotlib") is None:
         return None
     report = config.report or config.out.with_suffix(".html")
@@ -156,41 +185,6 @@ def policy_kl(run: Path) -> dict[str, float]:
         raise UserError(f"--run {run} holds {len(columns)} runs, allowed is one: give one of {', '.join(columns)}")
     (column,) = columns.values()
     return {"last": float(column["kl"][-1]), "largest": float(column["kl"].max())}
-
-
-def checks_of(figures: dict[str, Any]) -> list[dict[str, str]]:
-    """A line a check: its name, verdict, and what was found."""
-    stability, ks, shift = figures["stability"], figures["kolmogorov_smirnov"], figures["shift"]
-    low, high = shift["ci95"]
-    found = [
-        (
-            "stability index",
-            stability_verdict(stability["corrected"]),
-            f"{stability['corrected']:.3f} (below 0.1 stable, up to 0.25 look, above it retrain)",
-        ),
-        (
-            "Kolmogorov–Smirnov",
-            "look" if ks["p"] < SIGNIFICANT else "stable",
-            f"D {ks['d']:.3f}, p {ks['p']:.2g} (below {SIGNIFICANT} look)",
-        ),
-        (
-            "mean of the scores",
-            "stable" if low <= 0 <= high else "look",
-            f"moved by {shift['value']:+.3f} (95 % {low:+.3f} to {high:+.3f}; look where that leaves out 0)",
-        ),
-    ]
-    agreement = figures["agreement"]
-    if agreement and agreement["difference"] is not None:
-        low, high = agreement["difference_ci95"]
-        found.append(
-            (
-                "agreement on fresh labels",
-                "retrain" if high < 0 else "stable" if low >= -FALL else "look",
-                f"changed by {100 * agreement['difference']:+.1f} points (95 % {100 * low:+.1f} to {100 * high:+.1f}; retrain "
-                f"where it fell for certain, look where a fall of {100 * FALL:.0f} cannot be ruled out)",
-            )
-        )
-    return [{"check": name, "verdict": verdict, "says": says.replace("-", "−")} for name, verdict, says in found]
 
 
 def score_plot(before: Sample, after: Sample) -> str:

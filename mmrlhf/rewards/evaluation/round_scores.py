@@ -14,21 +14,24 @@ from mmrlhf.types import Reward
 
 
 class Sample(NamedTuple):
-    """The scores of a round that are numbers, their prompts, and how many others there were."""
+    """The scores of a round that are numbers, their prompts and images (which may be gone), and how many others there were."""
 
     prompts: list[str]
     scores: Float[np.ndarray, " n"]
     abstained: int
+    images: list[Path]
 
 
 def read_scores(path: Path, reward: Reward | None, batch_size: int) -> Sample:
     """The scores in a file, or the reward's of its items where it has none. UserError for a mixture, or no score at all."""
     prompts: list[str] = []
+    images: list[Path] = []
     given: list[float] = []
     items: list[Item] = []
     for where, line in lines_of(path, ITEM_COLUMNS):
         row = parse_row(line, where, ITEM_COLUMNS, ("score",))
         prompts.append(prompt_of(row, where))
+        images.append(path.parent / str(row["image"]))
         if "score" in row:
             given.append(score_of(row["score"], where))
         else:
@@ -46,8 +49,8 @@ def read_scores(path: Path, reward: Reward | None, batch_size: int) -> Sample:
     kept = ~np.isnan(scores)
     if not kept.any():
         raise UserError(f"{path} has {len(scores)} abstentions and no score: give items that the reward can judge")
-    own = [prompt for prompt, is_kept in zip(prompts, kept, strict=True) if is_kept]
-    return Sample(own, scores[kept], int((~kept).sum()))
+    rows = np.flatnonzero(kept)
+    return Sample([prompts[i] for i in rows], scores[kept], int((~kept).sum()), [images[i] for i in rows])
 
 
 def score_of(value: Any, where: str) -> float:

@@ -34,7 +34,7 @@ OTHERS = ("clip", "siglip")  # the models of image-text rewards
 
 def is_asked_for(config: TrainConfig) -> bool:
     """Whether the judgements compare answers, or the model to start from is a language or vision-language model."""
-    if holds_answers(config.data):
+    if holds_answers(config.judgements):
         return True
     if config.start is not None:
         return kind_of(config.start) == KIND
@@ -54,7 +54,7 @@ def make_job(config: TrainConfig) -> Job:
     refuse_others(config)
     device = pick_device(config.device)
     read = partial(labelled_pairs, on_fault=config.on_fault)
-    judgements = gather_by(read, config.data, config.replay, config.replay_share, config.annotators, config.seed)
+    judgements = gather_by(read, config.judgements, config.replay, config.replay_share, config.annotators, config.seed)
     everything, old = judgements.everything, judgements.old
     training, held_out = split_for_validation(everything, config.validation, config.seed)
     weights = annotator_weights(training, judgements.reliability)
@@ -142,8 +142,8 @@ def refuse_others(config: TrainConfig) -> None:
     """UserError for options that mean nothing to a reward that reads."""
     if config.start is None and config.model == "tiny-clip":
         raise UserError(
-            f"--data {config.data} compares answers, and --model tiny-clip reads none: give the folder or hub id of a language "
-            "model, or of a vision-language model where the answers are about images"
+            f"--data {config.judgements} compares answers, and --model tiny-clip reads none: give the folder or hub id of a "
+            "language model, or of a vision-language model where the answers are about images"
         )
     for name, given, allowed in (
         ("loss", config.loss, "bradley-terry"),

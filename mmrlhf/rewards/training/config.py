@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,11 +27,16 @@ DEFAULTS: dict[str, tuple[int, float, float]] = {
 class TrainConfig:
     """Train a preference scorer on judgements of images, or of answers."""
 
-    data: Path
+    data: Path | None = None
     """Judgements, one a line: PAIRS.jsonl {"prompt", "image_0", "image_1", "label_0", "label_1"}, and rankings, ratings and
     vetoes beside them, paths relative to the file; or ANSWERS.jsonl {"prompt", "image", "answer_0", "answer_1", …}."""
-    out: Path
+    out: Path = field(kw_only=True)
     """Folder for the reward, metrics.jsonl and checkpoint.pt."""
+    store: str | None = None
+    """Instead of --data: sqlite:///FILE, a path or postgresql://USER@HOST/NAME, what `mmrlhf rate` collected. The answers of now
+    are kept as judgements.jsonl in --out; those that the reward of --start learned from count as earlier rounds."""
+    source: Literal["all", "human", "simulated", "ai"] = "all"
+    """Of a store: all, or only the answers of one kind of rater."""
     model: str = "tiny-clip"
     """tiny-clip, the folder of a CLIPModel, SiglipModel or open_clip model, or a hub id; a language or vision-language model
     (with or without a head of its own) learns to read answers, or to look at images."""
@@ -100,6 +105,13 @@ class TrainConfig:
     resume: bool = False
     """Go on with the run in OUT, as if it had never stopped."""
 
+    @property
+    def judgements(self) -> Path:
+        """The file of --data. UserError where there is none."""
+        if self.data is None:
+            raise UserError("got neither --data nor --store: give one of them")
+        return self.data
+
 
 class Job(NamedTuple):
     """One training: on how many judgements, how a reward of its kind is read back, and the run itself.
@@ -127,7 +139,9 @@ def warmup(config: TrainConfig, epochs: int, count: int) -> int:
 
 
 def validate(config: TrainConfig) -> None:
-    """UserError for a value outside its range."""
+    """UserError for a value outside its range, or two sources of judgements."""
+    if (config.data is None) == (config.store is None):
+        raise UserError("got " + ("both" if config.data else "neither") + " of --data and --store: give one of them")
     epochs, learning_rate, weight_decay = hyperparameters(config)
     micro = config.micro_batch_size
     checks = [

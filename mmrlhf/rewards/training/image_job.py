@@ -20,7 +20,7 @@ def make_image_job(config: TrainConfig) -> Job:
     """Read the judgements; the models are loaded when it runs."""
     device = pick_device(config.device)
     judgements = gather(
-        config.data, config.replay, config.replay_share, config.annotators, config.on_fault, config.seed
+        config.judgements, config.replay, config.replay_share, config.annotators, config.on_fault, config.seed
     )
 
     def run(checkpoint: Path, state: Any, report: Report) -> CLIPReward:

@@ -56,9 +56,18 @@ def gather_by(
     annotators: Literal["ignore", "weigh"],
     seed: int,
 ) -> Judgements[T]:
-    """Read the new judgements, and draw so many of the earlier ones that they are at most `replay_share` of all."""
+    """Read the new judgements, and draw so many of the earlier ones that they are at most `replay_share` of all.
+
+    What is in both files is no news. UserError where nothing else is.
+    """
     new = read(data)
     old = [] if replay is None else read(replay)
+    known = set(old)
+    if not (fresh := [judgement for judgement in new if judgement not in known]):
+        raise UserError(
+            f"all {len(new)} judgements of {data} are in {replay}, too: collect new ones, or leave out --replay"
+        )
+    new = fresh
     count = min(len(old), round(len(new) * replay_share / (1 - replay_share)))
     chosen = np.random.default_rng(seed).permutation(len(old))[:count]
     replayed = [old[i] for i in sorted(chosen.tolist())]

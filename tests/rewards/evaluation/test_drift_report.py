@@ -13,7 +13,8 @@ from mmrlhf.data import read_pairs, write_jsonl, write_pairs
 from mmrlhf.drift import population_stability
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.evaluate import EvalConfig, evaluate
-from mmrlhf.rewards.evaluation.drift_report import DriftConfig, agreement_figures, checks_of, drift
+from mmrlhf.rewards.evaluation.drift_checks import checks_of
+from mmrlhf.rewards.evaluation.drift_report import DriftConfig, agreement_figures, drift
 
 
 def scores_file(path: Path, scores: np.ndarray) -> Path:

@@ -34,12 +34,12 @@ def test_replay_keeps_what_was_learnt_before(clip_folder: Path, pairs_file: Path
     write_pairs(
         [Pair("a dog", p.image_0, p.image_1, p.label_0) for p in turned(read_pairs(pairs_file))], tmp_path / "new.jsonl"
     )
-    first = TrainConfig(pairs_file, tmp_path / "first", model=str(clip_folder))
+    first = TrainConfig(pairs_file, out=tmp_path / "first", model=str(clip_folder))
     train(first)
     common = {"start": tmp_path / "first", "validation": 0.0, "epochs": 20}
     lines = {}
     for name, replay in (("with", pairs_file), ("without", None)):
-        metrics = train(TrainConfig(tmp_path / "new.jsonl", tmp_path / name, replay=replay, **common)).metrics  # type: ignore[arg-type]
+        metrics = train(TrainConfig(tmp_path / "new.jsonl", out=tmp_path / name, replay=replay, **common)).metrics  # type: ignore[arg-type]
         lines[name] = metrics[-1]
     assert lines["with"]["earlier_pairs"] == 60 and lines["with"]["earlier_agreement_before"] > 0.9
     assert lines["with"]["earlier_agreement_after"] > 0.85
@@ -67,11 +67,11 @@ def test_rows_with_faults_are_refused_or_left_out(
     bad = json.loads(rows[0]) | {"label_0": 3}
     read_pairs(file)[5].image_0.write_bytes(b"no picture")
     file.write_text("\n".join([*rows, json.dumps(bad)]) + "\n")
-    config = TrainConfig(file, tmp_path / "run", model=str(clip_folder), epochs=1)
+    config = TrainConfig(file, out=tmp_path / "run", model=str(clip_folder), epochs=1)
     with pytest.raises(UserError, match="row 31: label_0 got 3"):
         train(config)
     assert not (tmp_path / "run").exists()
-    train(TrainConfig(file, tmp_path / "run", model=str(clip_folder), epochs=1, on_fault="skip"))
+    train(TrainConfig(file, out=tmp_path / "run", model=str(clip_folder), epochs=1, on_fault="skip"))
     assert "note: 2 rows of" in capsys.readouterr().out and (tmp_path / "run" / "reward.json").is_file()
 
 
@@ -91,7 +91,7 @@ def test_outcomes_of_all_kinds_train_from_the_command_line(clip_folder: Path, pa
         *(Rating(p.prompt, p.image_0, 1 + i % 2, 2, criterion="safety") for i, p in enumerate(pairs)),
     ]
     write_outcomes(outcomes, tmp_path / "all.jsonl")
-    result = train(TrainConfig(tmp_path / "all.jsonl", tmp_path / "run", model=str(clip_folder), epochs=2))
+    result = train(TrainConfig(tmp_path / "all.jsonl", out=tmp_path / "run", model=str(clip_folder), epochs=2))
     assert isinstance(result.reward, CLIPReward)
     assert sorted(result.reward.heads) == ["", "safety"]
     assert [line.get("criterion", "") for line in result.metrics] == ["", "", "safety", "safety"]

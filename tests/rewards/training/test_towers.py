@@ -195,7 +195,7 @@ def test_two_processes_give_the_weights_of_one(clip_folder: Path, pairs_file: Pa
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(tmp_path / f"process-{number}").read_text() for number in (0, 1)] == ["2", "2"]
     assert done.stdout.count("the reward is in") == 1
-    train(TrainConfig(tmp_path / "pairs.jsonl", tmp_path / "one", model=str(clip_folder), train="full", epochs=2,
+    train(TrainConfig(tmp_path / "pairs.jsonl", out=tmp_path / "one", model=str(clip_folder), train="full", epochs=2,
                       batch_size=5, learning_rate=1e-3, negatives=0.5, validation=0.2, device="cpu"))  # fmt: skip
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in one:
