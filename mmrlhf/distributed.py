@@ -87,7 +87,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         dist.all_reduce(parameter.grad)
 
 
-def total(numbers: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def total(numbers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum of each number over processes."""
     if size() > 1:
         numbers = numbers.clone()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmrlhf.distributed import extremes, total
+from mmrlhf.distributed import extremes, gather_objects, total
 
 
 class Figures:
@@ -25,8 +25,9 @@ class Figures:
 
     def means(self) -> dict[str, float]:
         """The mean of each; of `ratio_min` and `ratio_max` the extremes."""
-        names = sorted(self.sums)
-        sums = total(torch.tensor([self.samples, *(self.sums[name] for name in names)], dtype=torch.float64)).tolist()
+        names = sorted({name for seen in gather_objects(list(self.sums)) for name in seen})  # one may have seen no rows
+        own = [self.samples, *(self.sums.get(name, 0.0) for name in names)]
+        sums = total(torch.tensor(own, dtype=torch.float64)).tolist()
         means = {name: value / sums[0] for name, value in zip(names, sums[1:], strict=True)}
         if "ratio_min" in means:
             means["ratio_min"], means["ratio_max"] = extremes(self.lowest, self.highest)

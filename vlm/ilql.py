@@ -122,7 +122,7 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
     validate(config)
     answers = read_judged(config.data, unmarked_correct=config.unmarked_correct)
     data = told([each.row for each in answers]) + told_judged(answers)
-    policy = load_policy("ilql", config, data)
+    policy = load_policy("ilql", config, data, several_processes=False)
     fits = rows_that_fit(policy, [each.row for each in answers], config.too_long)
     kept = [each for each, right in zip(answers, fits, strict=True) if right]
     if not kept:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from mmrlhf import distributed
 from mmrlhf.config import check
 from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
@@ -21,7 +22,7 @@ from vlm.encoding import Encoded
 from vlm.losses import changed_tokens, dense_log_prob, dpo_loss, token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import Choice, hold_out, read_choices, rows_that_fit, told
-from vlm.training import begin, load_policy, updates_before, warm_up
+from vlm.training import begin, load_policy, own_part, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -89,7 +90,6 @@ def train_on_choices(
     learnt, held = hold_out([choice.unit for choice in kept], config.validation, config.seed)
     pairs = [tokens_of(policy, choice, weighting) for choice in kept]
     start = reference_log_probs(policy, pairs, weighting, config)
-    loss = partial(batch_loss, policy, pairs, start, weighting, config)
     size = config.train_batch_size
     for epoch in run.epochs():
         seen, norms = Figures(), []
@@ -97,7 +97,9 @@ def train_on_choices(
         with tqdm(total=len(order), desc="train", unit="pair", leave=False, disable=not is_main_process()) as bar:
             for number, places in enumerate(order.split(size), start=updates_before(epoch, len(order), size)):
                 warm_up(run, number)
-                run.learn(places, loss, len(places), seen, bar)
+                length = mean_length(pairs, places)
+                loss = partial(batch_loss, policy, pairs, start, weighting, config, length)
+                run.learn(own_part(places), loss, len(places), seen, bar)
                 norms.append(run.update(epoch))
         line: dict[str, Any] = {
             "epoch": epoch,
@@ -151,14 +153,21 @@ def answers_and_imitation(
 def reference_log_probs(
     policy: VisionLanguagePolicy, pairs: Sequence[PairTokens], weighting: Weighting, config: PreferenceConfig
 ) -> Float[Tensor, "2 n"]:
-    """Those of the start, which stay: measured once."""
+    """Those of the start, which stay: measured once, each process its part."""
     size = config.micro_batch_size or config.train_batch_size
-    found = []
-    with policy.reference(), tqdm(total=len(pairs), desc="start", unit="pair", disable=not is_main_process()) as bar:
-        for first in range(0, len(pairs), size):
-            found.append(answer_log_probs(policy, pairs[first : first + size], weighting))
-            bar.update(len(pairs[first : first + size]))
-    return torch.cat(found, dim=1)
+    own = distributed.own_part(len(pairs))
+    found = [torch.zeros(2, 0, device=policy.device)]
+    with policy.reference(), tqdm(total=len(own), desc="start", unit="pair", disable=not is_main_process()) as bar:
+        for first in own[::size]:
+            part = pairs[first : min(first + size, own.stop)]
+            found.append(answer_log_probs(policy, part, weighting))
+            bar.update(len(part))
+    return distributed.gather(torch.cat(found, dim=1).T, len(pairs)).T
+
+
+def mean_length(pairs: Sequence[PairTokens], places: Int[Tensor, " n"]) -> float:
+    """Tokens of a better answer."""
+    return sum(len(pairs[i].tokens[0]) for i in places.tolist()) / len(places)
 
 
 def batch_loss(
@@ -167,12 +176,14 @@ def batch_loss(
     start: Float[Tensor, "2 n"],
     weighting: Weighting,
     config: PreferenceConfig,
+    length: float,
     part: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of some pairs, and its metrics."""
+    """The loss of some pairs, and its metrics. `length` is that of a better answer in the update: its tokens are imitated alike."""
     (chosen, rejected), imitation = answers_and_imitation(policy, [pairs[i] for i in part.tolist()], weighting)
     reference = start[:, part.to(start.device)]
     loss, figures = dpo_loss(chosen, rejected, reference[0], reference[1], config.beta, config.label_smoothing)
+    imitation = imitation * (mean_length(pairs, part) / length)
     if config.sft_weight:
         loss = loss + config.sft_weight * imitation
     return loss, {"loss": float(loss.detach()), "chosen_nll": float(imitation.detach())} | figures
@@ -189,8 +200,9 @@ def held_out_figures(
 ) -> dict[str, float]:
     """The loss and metrics on pairs that were held out."""
     seen = Figures()
-    for part in torch.tensor(held).split(config.micro_batch_size or config.train_batch_size):
-        seen.add(len(part), batch_loss(policy, pairs, start, weighting, config, part)[1])
+    length = mean_length(pairs, torch.tensor(held))
+    for part in own_part(torch.tensor(held)).split(config.micro_batch_size or config.train_batch_size):
+        seen.add(len(part), batch_loss(policy, pairs, start, weighting, config, length, part)[1])
     return {f"validation_{name}": value for name, value in seen.means().items()}
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from mmrlhf import distributed
 from mmrlhf.config import check
 from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
@@ -24,7 +25,7 @@ from mmrlhf.training import Loss, TrainingRun
 from vlm.answer_rewards import AnswerReward, Judgement, check_judgements
 from vlm.encoding import repeated
 from vlm.policy import VisionLanguagePolicy
-from vlm.training import warm_up
+from vlm.training import own_part, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 EXTREMES = ("ratio_min", "ratio_max")
@@ -129,10 +130,13 @@ def prompts_of(prompts: Sequence[Row], epoch: int, count: int, seed: int) -> lis
 def answer(
     policy: VisionLanguagePolicy, prompts: Sequence[Row], reward: AnswerReward, config: RolloutConfig, epoch: int
 ) -> Rollout:
-    """An answer a prompt, and what the reward says of it. UserError where it does not judge as it should."""
-    parts = []
+    """An answer a prompt, and what the reward says of it; each process gives some of the batches, and gets all.
+
+    UserError where the reward does not judge as it should.
+    """
+    starts, parts = range(0, len(prompts), config.sample_batch_size), {}
     with tqdm(total=len(prompts), desc="answer", leave=False, unit="answer", disable=not is_main_process()) as bar:
-        for first in range(0, len(prompts), config.sample_batch_size):
+        for first in starts[distributed.rank() :: distributed.size()]:
             asked = prompts[first : first + config.sample_batch_size]
             said = policy.generate(
                 asked, seed=seeded(config.seed, epoch, first).initial_seed(), max_new_tokens=config.max_new_tokens,
@@ -141,22 +145,25 @@ def answer(
             rows = [row._replace(answer=text) for row, text in zip(asked, said.texts, strict=True)]
             judgements = list(reward(rows))
             check_judgements(judgements, rows)
-            parts.append(Rollout(rows, said.tokens, said.ended, judgements))
-            bar.update(len(asked))
-    return Rollout(*(list(chain.from_iterable(column)) for column in zip(*parts, strict=True)))
+            parts[first] = Rollout(rows, said.tokens, said.ended, judgements)
+            bar.update(len(asked) * distributed.size())
+    everyone = {first: part for own in distributed.gather_objects(parts) for first, part in own.items()}
+    columns = zip(*(everyone[first] for first in starts), strict=True)
+    return Rollout(*(list(chain.from_iterable(column)) for column in columns))
 
 
 @torch.no_grad()
 def measure(
     policy: VisionLanguagePolicy, rollout: Rollout, config: RolloutConfig, *, own: bool = True, states: bool = False
 ) -> Measured:
-    """How likely each token is to the policy (unless not `own`) and to the start."""
+    """How likely each token is to the policy (unless not `own`) and to the start; each process measures some of the batches."""
     lengths = torch.tensor([len(tokens) for tokens in rollout.tokens])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     log_probs, reference, entropies = torch.zeros(3, *mask.shape)
     kept = torch.zeros(*mask.shape, policy.width if states else 0, dtype=policy.network.dtype)
     with tqdm(total=len(lengths), desc="measure", leave=False, unit="answer", disable=not is_main_process()) as bar:
-        for places in alike(rollout, torch.arange(len(lengths))).split(config.sample_batch_size):
+        batches = alike(rollout, torch.arange(len(lengths))).split(config.sample_batch_size)
+        for places in batches[distributed.rank() :: distributed.size()]:
             batch, width = encoded(policy, rollout, places), int(lengths[places].max())
             if own:
                 scored = policy.score(batch, temperature=config.temperature, entropy=True)
@@ -166,7 +173,9 @@ def measure(
                     kept[places, :width] = scored.states.cpu()
             with policy.reference():
                 reference[places, :width] = policy.log_probs(batch, temperature=config.temperature).cpu()
-            bar.update(len(places))
+            bar.update(len(places) * distributed.size())
+    # each row was measured by one process, and is 0 at the others
+    log_probs, reference, entropies, kept = map(distributed.total, (log_probs, reference, entropies, kept))
     return Measured(mask, log_probs, reference, entropies, kept)
 
 
@@ -249,7 +258,8 @@ def train_on_answers(
                 warm_up(run, number)
                 tokens = float(lengths[places].float().mean())
                 places = alike(rollout, places)
-                run.learn(places, partial(token_weighted, loss_of, lengths, tokens), len(places), seen, bar)
+                whole_loss = partial(token_weighted, loss_of, lengths, tokens)
+                run.learn(own_part(places), whole_loss, len(places), seen, bar)
                 norms.append(run.update(epoch))
                 number += 1
     figures = seen.of_epoch(norms)

@@ -21,7 +21,7 @@ from mmrlhf.seeding import seeded
 from vlm.losses import token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import hold_out, read_answers, rows_that_fit, told
-from vlm.training import begin, load_policy, updates_before, warm_up
+from vlm.training import begin, load_policy, own_part, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -69,7 +69,7 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
                 warm_up(run, number)
                 every = sum(len(tokens[i]) for i in places.tolist())
                 loss = partial(batch_loss, policy, kept, tokens, every / len(places))
-                run.learn(places, loss, len(places), seen, bar)
+                run.learn(own_part(places), loss, len(places), seen, bar)
                 norms.append(run.update(epoch))
         line: dict[str, Any] = {"epoch": epoch, "answers": len(order), "too_long": len(rows) - len(kept)}
         line |= {"loss": seen.means()["nll"] / seen.means()["tokens"], "grad_norm": sum(norms) / len(norms)}
@@ -106,6 +106,6 @@ def held_out_loss(
 ) -> float:
     """Minus the mean log-probability of a token of the held-out answers."""
     seen = Figures()
-    for part in torch.tensor(held).split(config.micro_batch_size or config.train_batch_size):
+    for part in own_part(torch.tensor(held)).split(config.micro_batch_size or config.train_batch_size):
         seen.add(len(part), batch_loss(policy, rows, tokens, 1.0, part)[1])
     return seen.means()["nll"] / seen.means()["tokens"]

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
+from mmrlhf import distributed
 from mmrlhf.runs import settings
 from mmrlhf.training import Stateful, TrainingRun, check_run
 from vlm.policy import VisionLanguagePolicy
@@ -18,13 +22,12 @@ def begin(
     *,
     parts: Mapping[str, Stateful] | None = None,
     policy: VisionLanguagePolicy | None = None,
-    several_processes: bool = False,
+    several_processes: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingRun:
     """Take up the last checkpoint, or start. `data` are lines that tell what is learnt from, so that runs can be told apart.
 
-    UserError for a folder of another run (before any model is loaded), or for several processes where the method does not say
-    that it can use them.
+    UserError for a folder of another run (before any model is loaded), or for several processes where the method cannot use them.
     """
     policy = load_policy(name, config, data, several_processes=several_processes) if policy is None else policy
     return TrainingRun(
@@ -34,7 +37,7 @@ def begin(
 
 
 def load_policy(
-    name: str, config: TuningConfig, data: Sequence[str], *, several_processes: bool = False
+    name: str, config: TuningConfig, data: Sequence[str], *, several_processes: bool = True
 ) -> VisionLanguagePolicy:
     """The policy that a config asks for, at its start, once it is clear that the folder can be used; errors as `begin`'s."""
     check_run(name, config, settings(config, data), MAY_DIFFER, several_processes=several_processes)
@@ -57,6 +60,12 @@ def warm_up(run: TrainingRun, number: int) -> None:
     config: Any = run.config
     for group in run.optimizer.param_groups:
         group["lr"] = config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
+
+
+def own_part(rows: Int[Tensor, " n"]) -> Int[Tensor, " own"]:
+    """What this process learns from of an update's rows: all of them where it is alone."""
+    part = distributed.own_part(len(rows))
+    return rows[part.start : part.stop]
 
 
 def updates_before(epoch: int, rows: int, batch: int) -> int:

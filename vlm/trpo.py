@@ -118,7 +118,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    policy = load_policy("trpo", config, told(prompts))
+    policy = load_policy("trpo", config, told(prompts), several_processes=False)
     usable = prompts_that_fit(policy, prompts, config)
     critic = Critic(policy.width, policy.device, learning_rate=config.value_learning_rate, clip=config.value_clip,
                     epochs=config.value_epochs, batch_size=config.train_batch_size)  # fmt: skip

@@ -17,7 +17,7 @@ from vlm.dense_dpo import DenseDPOConfig
 from vlm.dpo import DPOConfig
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import read_choices
-from vlm.preference_training import Weighting, batch_loss, tokens_of
+from vlm.preference_training import Weighting, batch_loss, mean_length, tokens_of
 
 TRAINERS: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
     (dpo.train, DPOConfig), (dense_dpo.train, DenseDPOConfig)
@@ -75,7 +75,8 @@ def test_imitation_beside_the_comparison(small_llava: str, tmp_path: Path) -> No
     pairs = [tokens_of(policy, choice, weighting) for choice in read_choices(data)[0]]
     start, part = torch.zeros(2, len(pairs)), torch.arange(len(pairs))
     configs = [DPOConfig(small_llava, out=tmp_path, data=data, sft_weight=weight) for weight in (0.0, 3.0)]
-    losses = [float(batch_loss(policy, pairs, start, weighting, config, part)[0]) for config in configs]
+    length = mean_length(pairs, part)
+    losses = [float(batch_loss(policy, pairs, start, weighting, config, length, part)[0]) for config in configs]
     better = policy.encode([pair.choice.chosen for pair in pairs])
     expected = -float(policy.log_probs(better).sum() / better.mask.sum())
     assert losses[1] - losses[0] == pytest.approx(3 * expected, rel=1e-4)

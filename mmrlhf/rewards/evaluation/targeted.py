@@ -36,7 +36,7 @@ def targeted_pairs(
     for row in order[np.argsort(-grown[order], kind="stable")].tolist():
         rows_of.setdefault(after.prompts[row], []).append(row)
     queue = [(turn, -grown[row], row) for rows in rows_of.values() for turn, row in enumerate(rows) if grown[row] > 0]
-    chosen = []
+    chosen: list[tuple[str, Path, Path, str]] = []
     for _, _, row in sorted(queue, key=lambda entry: entry[:2]):
         prompt, image = after.prompts[row], after.images[row]
         if earlier.get(prompt):

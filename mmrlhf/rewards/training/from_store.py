@@ -29,6 +29,6 @@ def take_answers(config: TrainConfig) -> tuple[TrainConfig, bool]:
             raise UserError(f"--out {config.out} holds no run on a store's answers: give an empty folder")
         return found, False
     if distributed.is_main_process():
-        export(ExportConfig(file, store=config.store, source=config.source, format="outcomes"))
+        export(ExportConfig(file, store=config.store, source=config.source, format="outcomes", vetoes="leave"))
     distributed.wait()
     return found, True

@@ -72,7 +72,7 @@ def test_drift_proposes_a_round_that_the_rating_app_takes(tmp_path: Path, capsys
     assert drift(config)["targets"] == 12
     assert "12 pairs to ask about" in capsys.readouterr().out
     assert "The next questions for people, 12 pairs" in (tmp_path / "d.html").read_text()
-    items, tasks = read_questions(tmp_path / "next" / "pairs.jsonl")
+    _, tasks = read_questions(tmp_path / "next" / "pairs.jsonl")
     assert len(tasks) == 12 and all(task.why.startswith("drift: such scores became ") for task in tasks)
     stable = drift(DriftConfig(tmp_path / "before.jsonl", tmp_path / "before.jsonl", tmp_path / "s.json",
                                targets=tmp_path / "none.jsonl"))  # fmt: skip

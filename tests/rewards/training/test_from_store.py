@@ -33,7 +33,7 @@ def url(pairs_file: Path, tmp_path: Path) -> str:
 def test_the_next_round_is_what_came_since(clip_folder: Path, pairs_file: Path, url: str, tmp_path: Path) -> None:
     first = train(TrainConfig(store=url, out=tmp_path / "first", model=str(clip_folder), epochs=20))
     kept = read_outcomes(tmp_path / "first" / "judgements.jsonl")
-    assert len(kept) == 40 and kept[0].annotator == "ann"  # type: ignore[union-attr]
+    assert len(kept) == 40 and kept[0].annotator == "ann"
     assert max(line["held_out_agreement"] for line in first.metrics) > 0.8
     store = Store(url)
     answer(store, read_pairs(pairs_file)[40:], "ben")
