@@ -49,11 +49,13 @@ class Method:
 IMITATING: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 3}
 DENSE = IMITATING | {"beta": 5.0, "sft_weight": 3.0}
 METHODS = {
+    "SFT on corrected, 1 epoch": Method(SFTConfig, sft.train, {"learning_rate": 5e-4, "epochs": 1}),
     "SFT on corrected": Method(SFTConfig, sft.train, {"learning_rate": 5e-4, "epochs": 3}),
     "DPO": Method(DPOConfig, dpo.train, {"learning_rate": 1e-4, "epochs": 2, "beta": 0.1}),
     "Dense DPO": Method(DenseDPOConfig, dense_dpo.train, {"learning_rate": 2e-4, "epochs": 2, "beta": 2.0}),
     "DPO, imitating": Method(DPOConfig, dpo.train, IMITATING | {"beta": 0.1, "sft_weight": 5.0}),
     "Dense DPO, γ 5, imitating": Method(DenseDPOConfig, dense_dpo.train, DENSE | {"gamma": 5.0}),
+    "Dense DPO, γ 5, imitating, 1 epoch": Method(DenseDPOConfig, dense_dpo.train, DENSE | {"gamma": 5.0, "epochs": 1}),
     "Dense DPO, γ 1, imitating": Method(DenseDPOConfig, dense_dpo.train, DENSE | {"gamma": 1.0}),
 }
 
