@@ -8,8 +8,9 @@ from pathlib import Path
 
 from apps.dashboard_page import write_page
 from apps.dashboard_runs import read_board
-from apps.rate_server import Handle, bind
+from apps.rate_server import Handle
 from mmrlhf.errors import UserError
+from mmrlhf.sockets import bind
 
 LARGEST_SMOOTH = 0.99
 

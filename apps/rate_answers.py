@@ -1,13 +1,16 @@
 """What raters say, as the records that the store keeps, and back: one function a mode, each way."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from apps.rate_clock import NO_LIMITS, Clock
 from apps.rate_items import Mode
 from mmrlhf.errors import UserError
 from mmrlhf.segments import SegmentedItem, refuse_contradictions, segment_of
@@ -37,6 +40,8 @@ class Vote(BaseModel):
     task: str = Field(pattern=r"^[0-9a-f]{32}$")
     choice: str = Field(max_length=20)
     seconds: float = Field(ge=0, allow_inf_nan=False)
+    timeout: bool = False
+    """Of a skip: nobody chose it, the time was over."""
     unsafe: list[int] = Field(default=[], max_length=1000)
     """Which of the pictures are unsafe, by their places on the screen, from 0."""
     value: JsonValue = None
@@ -70,23 +75,27 @@ SPANS = TypeAdapter(list[Span])
 SPOTS = TypeAdapter(list[Spot])
 
 
-def save(store: Store, mode: Mode, task: Task, vote: Vote, annotator: str) -> None:
+def save(store: Store, mode: Mode, task: Task, vote: Vote, annotator: str, clock: Clock = NO_LIMITS) -> None:
     """Put a vote into the store; returns after the commit. HTTPException where it does not fit the question."""
     allowed = CHOICES.get(mode, DRAFTED)
     if vote.choice not in allowed:
         raise HTTPException(422, f"The choice is none of {', '.join(allowed)}.")
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     unsafe = vetoed(task, vote, annotator)
+    flags = clock.flags(vote.choice, vote.seconds, vote.timeout)
     if vote.choice == "skip":
-        store.skip(task, annotator, vote.vote_id, vote.seconds, now, unsafe=unsafe)
+        store.skip(task, annotator, vote.vote_id, vote.seconds, now, unsafe=unsafe, extra=flags)
     elif mode == "pair":
-        store.add(preference(task, vote, annotator, now))
+        add = store.add_repeat if task.kind == "repeat" else store.add
+        add(preference(task, vote, annotator, now, flags))
     else:
-        common = {"annotator": annotator, "source": "human", "seconds": vote.seconds, "time": now}
+        common = {"annotator": annotator, "source": "human", "seconds": vote.seconds, "time": now, "extra": flags}
         RECORD[mode](store, task, vote, {**common, "vote_id": vote.vote_id, "unsafe": unsafe, "prompt": task.prompt})
 
 
-def preference(task: Task, vote: Vote, annotator: str, now: str) -> Preference:
+def preference(
+    task: Task, vote: Vote, annotator: str, now: str, flags: Mapping[str, Any] = MappingProxyType({})
+) -> Preference:
     """A choice between two pictures as the record that the store keeps."""
     left, right = shown(task, annotator)
     chosen = {"left": left, "right": right}.get(vote.choice)
@@ -100,15 +109,15 @@ def preference(task: Task, vote: Vote, annotator: str, now: str) -> Preference:
         seconds=vote.seconds,
         time=now,
         vote_id=vote.vote_id,
-        extra={"both_bad": True} if vote.choice == "both_bad" else {},
+        extra=({"both_bad": True} if vote.choice == "both_bad" else {}) | dict(flags),
         unsafe=vetoed(task, vote, annotator),
     )
 
 
 def add_score(store: Store, task: Task, vote: Vote, common: dict[str, Any]) -> None:
     """One level for the one picture."""
-    extra = {"scale": [1, LEVELS]}
-    store.add_judgement(Judgement(item=task.item_0, score=float(vote.choice), extra=extra, **common))
+    common["extra"] = {"scale": [1, LEVELS], **common["extra"]}
+    store.add_judgement(Judgement(item=task.item_0, score=float(vote.choice), **common))
 
 
 def add_criteria(store: Store, task: Task, vote: Vote, common: dict[str, Any]) -> None:
@@ -179,7 +188,12 @@ def vetoed(task: Task, vote: Vote, annotator: str) -> tuple[str, ...]:
 
 
 def shown(task: Task, annotator: str) -> tuple[str, ...]:
-    """The items from left to right: a draw for each rater and task that falls the same way after a reload."""
+    """The items from left to right: a draw for each rater and task that falls the same way after a reload.
+
+    A pair that is asked again has its sides swapped.
+    """
+    if task.kind == "repeat":
+        return shown(replace(task, kind="pair"), annotator)[::-1]
     if not task.item_1:
         return (task.item_0,)
     if len(task.items) > 2:
@@ -199,7 +213,7 @@ def choice_of(answer: Answer, annotator: str) -> str:
         return "skip"
     if answer.kind == "score":
         return str(round(answer.value))
-    if answer.kind != "pair":
+    if answer.kind not in ("pair", "repeat"):
         return "save"
     if answer.value == 0.5:
         return "both_bad" if answer.extra.get("both_bad") else "tie"

@@ -4,11 +4,7 @@ The server knows a rater by the cookie that it signed, a picture by its content 
 reload, a second tab or a restart goes on where the rater was. Only registered pictures are served, never a path.
 """
 
-import base64
-import binascii
-import hmac
 import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +14,32 @@ import gradio
 from fastapi import Cookie, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 
+from apps.owner import add_owner_page
+from apps.owner_token import Owner
 from apps.rate_answers import Vote, said, save, shown
+from apps.rate_checks import NO_CHECKS, Checks, turn_of
+from apps.rate_clock import NO_LIMITS, Clock
 from apps.rate_items import KINDS, Mode, media_type
+from apps.rate_limits import BodyLimit
+from apps.rate_login import COOKIE, Door, Login
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.store import Kind, Store, Task
+from mmrlhf.store.accounts import Access
 
-COOKIE = "mmrlhf_rater"
-COOKIE_SECONDS = 30 * 24 * 3600
-SCRIPTS = ("choices", "segments", "points")  # what the card knows of its modes, read before rate_card.js itself
+SCRIPTS = (
+    "choices",
+    "drag",
+    "segments",
+    "points",
+    "drafts",
+    "clock",
+)  # the card's parts, read before rate_card.js itself
 # Gradio's own ways to put files on this machine or take them from it: the card needs none
 CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
 
 AnswerNumber = Annotated[int, Query(ge=0, lt=2**63)]  # as many as SQLite can count
-
-
-class Login(BaseModel):
-    """What the first page sends."""
-
-    name: str = Field(max_length=200)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Desk:
     instructions: str
     more_to_come: bool
     tags: tuple[str, ...]
+    access: Access = "names"
+    checks: Checks = NO_CHECKS
+    clock: Clock = NO_LIMITS
 
     @property
     def kind(self) -> Kind:
@@ -60,19 +64,21 @@ class Desk:
 
     def state(self, annotator: str | None) -> dict[str, Any]:
         """Everything that a rater's page shows."""
-        common = {"name": annotator, "mode": self.mode, "instructions": self.instructions}
+        common: dict[str, Any] = {"name": annotator, "mode": self.mode, "instructions": self.instructions}
+        if self.access == "accounts":
+            common["password"] = True
         if annotator is None:
             return common
-        tasks = self.store.next_tasks(annotator, self.overlap, kind=self.kind)
-        progress = self.store.progress(annotator, self.overlap, kind=self.kind)
-        answered = progress.voted + progress.skipped
+        turn = turn_of(self.store, self.checks, annotator, self.overlap, self.kind)
+        over = turn.stopped or (not turn.tasks and not self.store.waiting(self.overlap, kind=self.kind))
         return {
             **common,
-            "tasks": [self.question(task, annotator) for task in tasks],
-            "answered": answered,
-            "total": answered + progress.open,
-            "finished": not tasks and not self.store.waiting(self.overlap, kind=self.kind),
-            "more_to_come": self.more_to_come,
+            **self.clock.for_page(),
+            "tasks": [self.question(task, annotator) for task in turn.tasks],
+            "answered": turn.answered,
+            "total": turn.total,
+            "finished": over,
+            "more_to_come": self.more_to_come and not turn.stopped,
         }
 
     def question(self, task: Task, annotator: str) -> dict[str, Any]:
@@ -84,9 +90,9 @@ class Desk:
     def record(self, vote: Vote, annotator: str) -> None:
         """Put a choice into the store; returns after the commit."""
         task = self.store.task(vote.task)
-        if task is None or task.kind != self.kind:
+        if task is None or (task.kind != self.kind and (task.kind, self.kind) != ("repeat", "pair")):
             raise HTTPException(404, "This question is no longer asked.")
-        save(self.store, self.mode, task, vote, annotator)
+        save(self.store, self.mode, task, vote, annotator, self.clock)
 
     def earlier(self, annotator: str, before: int | None) -> dict[str, Any] | None:
         """The rater's answer before the one numbered `before` (their last one without), as its page shows it."""
@@ -94,34 +100,6 @@ class Desk:
         if not answers:
             return None
         return {**self.question(answers[0].task, annotator), **said(answers[0], annotator)}
-
-
-def clean_name(name: str, allowed: Sequence[str]) -> str:
-    """The rater's name, or a 422 that says what is wrong with it."""
-    name = " ".join(unicodedata.normalize("NFC", name).split())
-    if not 1 <= len(name) <= 60 or not name.isprintable():
-        raise HTTPException(422, "Please give a name of 1 to 60 letters.")
-    if name.casefold().startswith(("simulated", "ai-")):
-        raise HTTPException(422, "Names that start with “simulated” or “ai-” are kept for raters that are not people.")
-    if allowed and name not in allowed:
-        raise HTTPException(422, "This name is not on the list. Spell it as you were told, or ask who invited you.")
-    return name
-
-
-def sign(name: str, secret: bytes) -> str:
-    """The cookie that proves a rater's name."""
-    proof = hmac.new(secret, name.encode(), "sha256").hexdigest()
-    return f"{base64.urlsafe_b64encode(name.encode()).decode().rstrip('=')}.{proof}"
-
-
-def verify(cookie: str, secret: bytes) -> str | None:
-    """The name in a cookie that we signed, else None."""
-    encoded = cookie.partition(".")[0]
-    try:
-        name = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
-    except (binascii.Error, ValueError):
-        return None
-    return name if hmac.compare_digest(sign(name, secret).encode(), cookie.encode()) else None
 
 
 def read_image(store: Store, key: str) -> Response:
@@ -147,16 +125,22 @@ def build_app(
     instructions: str,
     more_to_come: bool = False,
     tags: Sequence[str] = (),
+    access: Access = "names",
+    owner: Owner | None = None,
+    checks: Checks = NO_CHECKS,
+    clock: Clock = NO_LIMITS,
 ) -> FastAPI:
     """The whole app; its routes come before Gradio's, which is mounted last."""
-    desk = Desk(store, mode, overlap, tuple(annotator_names), instructions, more_to_come, tuple(tags))
-    secret = store.secret()
+    desk = Desk(
+        store, mode, overlap, tuple(annotator_names), instructions, more_to_come, tuple(tags), access, checks, clock
+    )
+    door = Door(store, access, tuple(annotator_names), store.secret())
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BodyLimit)
     add_refusals(app)
 
     def rater(mmrlhf_rater: Annotated[str, Cookie()] = "") -> str | None:
-        name = verify(mmrlhf_rater, secret)
-        return None if name is None or (annotator_names and name not in annotator_names) else name
+        return door.rater(mmrlhf_rater)
 
     def known_rater(name: Annotated[str | None, Depends(rater)]) -> str:
         if name is None:
@@ -172,10 +156,10 @@ def build_app(
         return desk.state(name)
 
     @app.post("/api/login")
-    def login(login: Login, response: Response) -> dict[str, Any]:
-        name = clean_name(login.name, annotator_names)
-        response.set_cookie(COOKIE, sign(name, secret), max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
-        return desk.state(name)
+    def login(login: Login, request: Request, response: Response) -> dict[str, Any]:
+        known = door.admit(login, request)
+        door.remember(known, request, response)
+        return desk.state(known.name)
 
     @app.post("/api/logout")
     def logout(response: Response) -> dict[str, Any]:
@@ -191,6 +175,8 @@ def build_app(
     def back(name: Annotated[str, Depends(known_rater)], before: AnswerNumber | None = None) -> dict[str, Any]:
         return {"question": desk.earlier(name, before)}
 
+    if owner is not None:
+        add_owner_page(app, store, overlap, owner)
     return mount_card(app)
 
 
@@ -230,7 +216,7 @@ def mount_card(app: FastAPI) -> FastAPI:
         page,
         path="/",
         theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        head=f"<style>{css}</style>",
+        head=f'<meta name="referrer" content="no-referrer"><style>{css}</style>',  # a link's token goes nowhere else
         footer_links=[],
         run_history=False,
         max_file_size=1,

@@ -69,6 +69,7 @@ async function insist(path, body, words) {
 
 function screen(name) {
   card.dataset.screen = name;
+  stopClock();
   clearTimeout(poll);
 }
 
@@ -83,7 +84,9 @@ function draw(fresh) {
   $(".mm-count").textContent = `${state.answered} of ${state.total}`;
   $(".mm-who").textContent = state.name;
   state.tasks.forEach((task) => task.images.forEach(warm));
-  if (state.tasks.length) show(state.tasks[0], false);
+  const why = state.tasks.length ? breakDue() : "";
+  if (why) rest(why);
+  else if (state.tasks.length) show(state.tasks[0], false);
   else done();
 }
 
@@ -91,6 +94,7 @@ function welcome() {
   question = null;
   $(".mm-welcome .mm-title").textContent = modeOf().ask;
   $(".mm-welcome .mm-lead").textContent = state.instructions || "You will see pictures made for a text. Say what you like; there is no wrong answer.";
+  $("#mm-password").hidden = !($("#mm-password").required = !!state.password);
   screen("welcome");
   $("#mm-name").focus();
 }
@@ -146,6 +150,7 @@ async function show(next, isPast) {
   arm(false);
   steps = [];
   draft = modeOf().begin?.(next) ?? null;
+  restoreDraft(next);
   redraw();
   try {
     await Promise.all(images.map((image) => image.decode()));
@@ -159,6 +164,7 @@ async function show(next, isPast) {
   modeOf().fit?.(images[0]);
   $(".mm-pictures").ariaBusy = "false";
   shownAt = performance.now(); // a key pressed before is about the pair before: it does not count
+  startClock();
 }
 
 function drawPictures(urls) {
@@ -193,6 +199,7 @@ function redraw() {
     slot.classList.toggle("mm-unsafe", unsafe.has(i));
     press(slot.querySelector(".mm-flag"), unsafe.has(i));
   });
+  keepDraft();
 }
 
 function edit(next) {
@@ -237,11 +244,12 @@ async function working(task) {
   }
 }
 
-function choose(choice, value = null) {
+function choose(choice, value = null, more = {}) {
   if (card.dataset.screen !== "rate" || busy || (shownAt === null && choice !== "skip")) return;
   say("");
+  if (!more.timeout) missed = 0;
   const seconds = shownAt === null ? 0 : (performance.now() - shownAt) / 1000;
-  const vote = { vote_id: randomId(), task: question.task, choice, seconds: Math.min(seconds, 86400), unsafe: [...unsafe], value };
+  const vote = { vote_id: randomId(), task: question.task, choice, seconds: Math.min(seconds, 86400), unsafe: [...unsafe], value, ...more };
   mark(choice);
   working(() => send(vote));
 }
@@ -263,6 +271,7 @@ async function send(vote) {
   try {
     const fresh = await insist("api/vote", vote, "Not saved yet. Trying again…");
     keep(null);
+    remember(draftKey(vote.task), null);
     draw(fresh);
   } catch (error) {
     if (error.status !== 401) keep(null);
@@ -302,6 +311,19 @@ function logout() {
   working(async () => draw(await insist("api/logout", {}, "The server does not answer. Trying again…")));
 }
 
+async function byLink() {
+  // a link's token logs in at once, and is gone from the address before anybody sees it or copies it
+  const token = new URLSearchParams(location.search).get("token");
+  if (!token) return null;
+  history.replaceState(null, "", location.pathname);
+  try {
+    return await insist("api/login", { token }, "The server does not answer. Trying again…");
+  } catch (error) {
+    $(".mm-wrong").textContent = error.message; // below the name, which may be given instead
+    return null;
+  }
+}
+
 async function enter(fresh) {
   // a vote that a reload or an outage left unsent goes first
   const pending = kept();
@@ -320,7 +342,7 @@ card.addEventListener("click", (event) => {
   if (button.classList.contains("mm-flag")) flag(slot);
   else if (button.classList.contains("mm-picture")) { if (shownAt !== null && !busy) modeOf().picture?.(slot, event); }
   else if (choice) choose(choice);
-  else if (action) ({ back, return: forward, logout, undo, save })[action]();
+  else if (action) ({ back, return: forward, logout, undo, save, goon: goOn })[action]();
   else if (draft && shownAt !== null && !busy) modeOf().click?.(button);
 }, { signal: stop.signal });
 
@@ -329,7 +351,9 @@ $(".mm-welcome").addEventListener("submit", (event) => {
   $(".mm-wrong").textContent = "";
   working(async () => {
     try {
-      await enter(await call("api/login", { name: $("#mm-name").value }));
+      const fresh = await call("api/login", { name: $("#mm-name").value, password: $("#mm-password").value });
+      $("#mm-password").value = "";
+      await enter(fresh);
     } catch (error) {
       $(".mm-wrong").textContent = isOutage(error) ? "The server does not answer. Please try again." : error.message;
     }
@@ -342,6 +366,7 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest?.("input, textarea, select, [contenteditable]")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (["Enter", " "].includes(key) && event.target.closest?.("button")) return; // which it presses
+  if (key === "Enter" && !event.repeat) goOn(); // from a break
   if (["rate", "done"].includes(card.dataset.screen) && react(key, event)) event.preventDefault(); // arrows would scroll
 }, { signal: stop.signal });
 
@@ -365,4 +390,4 @@ function react(key, event) {
 }
 
 Object.values(MODES).forEach((mode) => mode.bind?.(stop.signal));
-working(async () => enter(await insist("api/state", undefined, "The server does not answer. Trying again…")));
+working(async () => enter((await byLink()) ?? (await insist("api/state", undefined, "The server does not answer. Trying again…"))));

@@ -65,7 +65,8 @@ const rankMode = {
     const ranks = [...new Set(next.value ?? [])].sort((a, b) => a - b);
     return { groups: ranks.map((rank) => next.value.flatMap((other, i) => (other === rank ? [i] : []))), same: false };
   },
-  picture(i) {
+  picture(i, event) {
+    if (event?.detail && this.dragged) return; // the end of a drag
     const placed = draft.groups.some((group) => group.includes(i));
     const groups = draft.groups.map((group) => group.filter((other) => other !== i)).filter((group) => group.length);
     if (!placed && draft.same && groups.length) groups[groups.length - 1].push(i);
@@ -94,6 +95,10 @@ const rankMode = {
       slot.querySelector(".mm-picture").ariaLabel = `Picture ${i + 1}, ${group < 0 ? "no place yet" : `place ${group + 1}${tied ? ", tied" : ""}`}`;
     });
     press($("[data-same]"), draft.same);
+    drawOrder();
+  },
+  bind(signal) {
+    bindDrag(this, signal);
   },
   missing: () => (draft.groups.flat().length === question.images.length ? "" : "Give each picture a place first."),
   value: () => question.images.map((_, i) => draft.groups.findIndex((group) => group.includes(i)) + 1),

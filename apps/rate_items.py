@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -99,8 +99,13 @@ def answer_text(row: dict[str, object], where: str) -> str:
     return answer
 
 
-def read_rows(source: Path) -> Iterator[tuple[str, Path, dict[str, object]]]:
-    """(where, folder that paths start from, row) of each line of a list, or of each picture in a folder."""
+def read_rows(
+    source: Path, columns: Sequence[Set[str]] = (frozenset({"image"}), frozenset({"image_0", "image_1"}))
+) -> Iterator[tuple[str, Path, dict[str, object]]]:
+    """(where, folder that paths start from, row) of each line of a list, or of each picture in a folder.
+
+    A row has one of the sets of `columns`.
+    """
     if source.is_dir():
         names = {path.name.lower(): path for path in sorted(source.iterdir())}
         listed = [names[name] for name in LISTS if name in names]
@@ -123,7 +128,7 @@ def read_rows(source: Path) -> Iterator[tuple[str, Path, dict[str, object]]]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error}): write one JSON object a line") from error
-        if not isinstance(row, dict) or not ({"image"} <= set(row) or {"image_0", "image_1"} <= set(row)):
+        if not isinstance(row, dict) or not any(names <= set(row) for names in columns):
             raise UserError(
                 f'{where} names no picture: write {{"prompt", "image"}} or {{"prompt", "image_0", "image_1"}}'
             )

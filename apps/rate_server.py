@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from apps.owner_token import Owner
+from apps.rate_checks import NO_CHECKS, Checks
+from apps.rate_clock import NO_LIMITS, Clock
 from apps.rate_items import KINDS, Mode
-from mmrlhf.errors import UserError
+from mmrlhf.sockets import bind
 from mmrlhf.store import Store, Task
+from mmrlhf.store.accounts import Access
 
 FAREWELL_SECONDS = 2.0  # the last rater's page still learns that it is done
 OFFER_SECONDS = 6.0  # every open page has asked for questions once more by then (rate_card.js asks every 5 s)
@@ -65,12 +69,17 @@ def serve(
     instructions: str = "",
     more_to_come: bool = False,
     tags: Sequence[str] = (),
+    access: Access = "names",
+    owner: Owner | None = None,
+    checks: Checks = NO_CHECKS,
+    clock: Clock = NO_LIMITS,
 ) -> Handle:
     """Serve the store's queued tasks to raters; UserError where the address cannot be had.
 
     `block` waits until Ctrl-C, or until the store holds `wanted` judgements of the mode, and stops the server. Without it,
     the running server comes back at once, to be closed by the caller. `more_to_come` has the page ask raters to stay when
-    they are through; `tags` are what points may say.
+    they are through; `tags` are what points may say. `owner` says who sees the owner's page; without, there is none.
+    `checks` are mixed in among the tasks; `clock` says how long a question may take.
     """
     from apps.rate_api import build_app  # imports gradio: seconds
 
@@ -85,9 +94,15 @@ def serve(
         instructions=instructions,
         more_to_come=more_to_come,
         tags=tags,
+        access=access,
+        owner=owner,
+        checks=checks,
+        clock=clock,
     )
     handle = Handle(build, listener, f"http://{shown_host}:{listener.getsockname()[1]}")
     print(f"rate at {handle.url} (Ctrl-C stops; every judgement is kept)", flush=True)
+    if owner is not None:
+        print(f"the owner's page: {owner.link(handle.url)}", flush=True)
     if block:
         try:
             with contextlib.suppress(KeyboardInterrupt):
@@ -136,24 +151,3 @@ def wait_for(store: Store, wanted: int | None, mode: Mode, overlap: int = 1) -> 
 def judgements(store: Store, mode: Mode) -> int:
     """How many current judgements of a mode the store holds."""
     return store.count(KINDS[mode])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket."""
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port got {port}, allowed is 0 (any free one) to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(128)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot serve at {host}:{port} ({error.strerror}): give another --port (0 takes any free one) or --host"
-        ) from error
-    return listener

@@ -23,6 +23,7 @@ from mmrlhf.datasets.export import answers
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
 from mmrlhf.seeding import seeded
+from mmrlhf.store import store_name
 
 FIXED_DRAWS = 4  # times and noises of each held-out image
 
@@ -34,7 +35,7 @@ class PreferenceConfig(TuningConfig):
     data: Path | None = None
     """PAIRS.jsonl: comparisons of images, of which ties are left out."""
     store: str | None = None
-    """Instead of --data: sqlite:///FILE or a path, what `mmrlhf rate` collected."""
+    """Instead of --data: sqlite:///FILE, a path or postgresql://USER@HOST/NAME, what `mmrlhf rate` collected."""
     source: Literal["all", "human", "simulated", "ai"] = "all"
     """Of a store: all, or only the answers of one kind of rater."""
     criterion: str | None = None
@@ -69,9 +70,14 @@ def read_preferences(config: PreferenceConfig) -> tuple[list[Pair], int]:
     strict = [winner_first(pair) for pair in pairs if pair.label_0 != 0.5]
     if not strict:
         raise UserError(
-            f"none of the {len(pairs)} pairs of {config.data or config.store} has a winner: give pairs that are not ties"
+            f"none of the {len(pairs)} pairs of {source_of(config)} has a winner: give pairs that are not ties"
         )
     return strict, len(pairs) - len(strict)
+
+
+def source_of(config: PreferenceConfig) -> str:
+    """Where the judgements are from, for messages."""
+    return str(config.data) if config.data else store_name(str(config.store))
 
 
 def winner_first(pair: Pair) -> Pair:
@@ -105,7 +111,7 @@ def read_likings(config: PreferenceConfig) -> tuple[list[Liking], int]:
     found = [liking for likings in each for liking in likings]
     if not found:
         raise UserError(
-            f"none of the {len(judged)} judgements of {config.data or config.store} says that an image is liked or disliked: "
+            f"none of the {len(judged)} judgements of {source_of(config)} says that an image is liked or disliked: "
             "give pairs that are not ties, or ratings off the middle of their scale"
         )
     return found, sum(not likings for likings in each)

@@ -49,7 +49,7 @@ class VerlOmniConfig:
     data: Path | None = None
     """PAIRS.jsonl: comparisons of images."""
     store: str | None = None
-    """Instead of --data: sqlite:///FILE or a path, what `mmrlhf rate` collected."""
+    """Instead of --data: sqlite:///FILE, a path or postgresql://USER@HOST/NAME, what `mmrlhf rate` collected."""
     source: Literal["all", "human", "simulated", "ai"] = "all"
     """Of a store: all, or only the answers of one kind of rater."""
     criterion: str | None = None

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from mmrlhf.images import load_image, to_pil
 
@@ -48,7 +50,12 @@ def numbers(interval: Sequence[float] | None, digits: int = 3) -> str:
 
 def thumbnail_uri(path: Path, side: int = 200) -> str:
     """A picture file, at most `side` pixels wide and high, as a string that goes into the page."""
-    picture = to_pil(load_image(path))
+    return small_uri(load_image(path), side)
+
+
+def small_uri(image: Float[Tensor, "3 h w"], side: int) -> str:
+    """An image, at most `side` pixels wide and high, as a string that goes into the page."""
+    picture = to_pil(image)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)

@@ -18,7 +18,16 @@ READ_UP_TO = 100 * 10**6
 # option -> the files of the folder it names that a run depends on; not where the folder lies, nor what else is in it
 CONTENT = {
     "model": ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.bin"),
-    "reward": ("reward.json", "*config.json", "tokenizer.json", "vocab.json", "merges.txt", "*.safetensors", "*.bin"),
+    "reward": (
+        "reward.json",
+        "*config.json",
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "*.model",
+        "*.safetensors",
+        "*.bin",
+    ),
     "lora": ("pytorch_lora_weights.safetensors",),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
 }
@@ -34,8 +43,15 @@ class RunResult(NamedTuple):
 
 
 def settings(config: Any, prompts: Sequence[str]) -> dict[str, Any]:
-    """A config as plain data, to tell one run from another, with digests of the prompts and of the folders it names."""
+    """A config as plain data, to tell one run from another, with digests of the prompts and of the folders it names.
+
+    A store's password is not in it.
+    """
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if plain.get("store"):
+        from mmrlhf.store import store_name
+
+        plain["store"] = store_name(plain["store"])
     digests = {"prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
     for name, patterns in CONTENT.items():
         value = plain.get(name)
@@ -65,8 +81,10 @@ def digest_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ: Collection[str] = ()) -> None:
-    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings.
+def check_folder(
+    out: Path, wanted: dict[str, Any], *, resume: bool, may_differ: Collection[str] = (), config: str = CONFIG
+) -> None:
+    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings (in its file `config`).
 
     A path may differ where both runs have a digest of what is at it.
     """
@@ -79,12 +97,12 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
             f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it"
         )
     try:
-        found = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+        found = json.loads((out / config).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder"
+            f"--out {out} holds files but no run ({config} is missing or broken): give an empty folder"
         ) from error
     by_content = {key for key in wanted if f"{key}_sha256" in found and f"{key}_sha256" in wanted}
     compared = [key for key in {**found, **wanted} if key not in may_differ and key not in by_content]
@@ -97,9 +115,9 @@ def check_folder(out: Path, wanted: dict[str, Any], *, resume: bool, may_differ:
         )
 
 
-def claim_folder(out: Path, wanted: dict[str, Any]) -> None:
+def claim_folder(out: Path, wanted: dict[str, Any], config: str = CONFIG) -> None:
     """Mark `out` as the folder of the run with these settings."""
-    write_text(json.dumps(wanted, indent=2) + "\n", out / CONFIG)
+    write_text(json.dumps(wanted, indent=2) + "\n", out / config)
 
 
 def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
@@ -107,8 +125,8 @@ def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
     write_text("".join(json.dumps(line) + "\n" for line in metrics), out / METRICS)
 
 
-def read_checkpoint(out: Path) -> dict[str, Any] | None:
-    """The state to resume from, or None where none was saved yet. UserError where the file is broken."""
+def read_checkpoint(out: Path, parts: Collection[str] = ("policy", "optimizer", "metrics")) -> dict[str, Any] | None:
+    """The state to resume from, or None where none was saved yet. UserError where the file is broken, or lacks one of `parts`."""
     broken = f"the checkpoint {out / CHECKPOINT} is broken: remove it to start again from the beginning"
     try:
         state = load_checkpoint(out / CHECKPOINT)
@@ -116,6 +134,6 @@ def read_checkpoint(out: Path) -> dict[str, Any] | None:
         raise
     except Exception as error:  # torch raises whatever the bytes lead it to
         raise UserError(broken) from error
-    if state is not None and not (isinstance(state, dict) and {"policy", "optimizer", "metrics"} <= state.keys()):
+    if state is not None and not (isinstance(state, dict) and set(parts) <= state.keys()):
         raise UserError(broken)
     return state

@@ -42,7 +42,7 @@ class SegmentedItem:
     """What was judged in parts: an `answer`, or something of `steps` denoising steps or skills (exactly one of the two is given).
 
     `item` names it; without a name of its own it is the content hash of prompt, image name and answer. Segments may overlap
-    where they say the same. What no segment covers was not judged, see `with_rest`.
+    where they say the same, see `refuse_contradictions`. What no segment covers was not judged, see `with_rest`.
     """
 
     item: str
@@ -135,7 +135,8 @@ def corrected(answer: str, segments: Sequence[Segment]) -> str:
 
 
 def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> SegmentedItem:
-    """A checked row as a `SegmentedItem`."""
+    """A checked row as a `SegmentedItem`; an optional field that is null is one that is not there."""
+    row = {name: value for name, value in row.items() if value is not None or name in COLUMNS}
     if ("answer" in row) == ("steps" in row):
         both = "both" if "answer" in row else "neither"
         raise UserError(f"{where} has {both} answer and steps: give the one that was judged")
@@ -148,7 +149,7 @@ def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> Segmente
     prompt = prompt_of(row, where) if "prompt" in row else ""
     answer = answer_of(row, "answer", where) if "answer" in row else None
     steps = None if "steps" not in row else steps_of(row["steps"], where)
-    image = image_of(row, "image", folder, where) if row.get("image") is not None else None
+    image = image_of(row, "image", folder, where) if "image" in row else None
     texts["item"] = texts["item"] or content_hash(json.dumps([prompt, row.get("image"), answer, steps]).encode())
     item = SegmentedItem(segments=(), prompt=prompt, answer=answer, steps=steps, image=image, **texts)
     if not isinstance(row["segments"], list):
@@ -161,10 +162,14 @@ def segmented_item_of(row: dict[str, Any], folder: Path, where: str) -> Segmente
 
 
 def segment_of(value: Any, item: SegmentedItem, where: str) -> Segment:
-    """One object of `segments`. UserError for a span outside the item, and for a tag, score or correction not allowed."""
+    """One object of `segments`, in which null is as good as absent.
+
+    UserError for a span outside the item, and for a tag, score or correction not allowed.
+    """
     if not isinstance(value, dict) or not {"start", "end"} <= value.keys() <= set(SEGMENT_COLUMNS):
         got = list(value) if isinstance(value, dict) else value
         raise UserError(f"{where} got {got!r:.80}, allowed are start, end, tag or score, and correction")
+    value = {name: said for name, said in value.items() if said is not None or name in ("start", "end")}
     if ("tag" in value) == ("score" in value):
         raise UserError(f"{where} has {'both' if 'tag' in value else 'neither'} tag and score: give one of them")
     start, end = value["start"], value["end"]
@@ -203,8 +208,9 @@ def correction_of(value: dict[str, Any], item: SegmentedItem, where: str) -> str
 
 
 def refuse_contradictions(segments: Sequence[Segment], where: str) -> None:
-    """UserError for a span that is judged twice, and for overlapping spans of different tags."""
+    """UserError for a span that is judged twice, for overlapping spans of different tags, and for overlapping corrections."""
     reach: dict[str, SegmentLabel] = {}  # of each tag, the segment that ends last so far
+    mended: SegmentLabel | None = None  # the correction that ends last so far
     judged: set[tuple[int, int]] = set()
     for segment in sorted(segments, key=lambda s: s.start):
         if (segment.start, segment.end) in judged:
@@ -220,6 +226,13 @@ def refuse_contradictions(segments: Sequence[Segment], where: str) -> None:
                 )
         if segment.tag not in reach or segment.end > reach[segment.tag].end:
             reach[segment.tag] = segment
+        if segment.correction is not None:
+            if mended is not None and segment.start < mended.end:
+                raise UserError(
+                    f"{where}: {mended.start} to {mended.end} should be {mended.correction!r:.40}, {segment.start} to "
+                    f"{segment.end} {segment.correction!r:.40}, but they overlap: make them one span, or correct only one"
+                )
+            mended = segment
 
 
 def segments_row(item: SegmentedItem, file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def badge(
     check_request(len(embeddings), budget, already)
     scan(embeddings)
     gradients = gradient_embeddings(embeddings, margins)
-    choice = kmeans_plus_plus(gradients, budget, already=already, generator=generator)
+    choice = kmeans_plus_plus(gradients, budget, already=already, generator=generator, trials=1)
     why = [f"{reason}; margin {margins[index]:.3g}" for index, reason in zip(choice.indices, choice.why, strict=True)]
     return choice._replace(why=why)
 

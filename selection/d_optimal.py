@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm import tqdm
 
 from mmrlhf.errors import UserError
 from selection.choice import Choice, check_request
+from selection.groups import Limit
 from selection.ranking import all_products, check_values
 from selection.rows import Rows
 
@@ -22,6 +23,7 @@ def d_optimal(
     generator: torch.Generator,
     margins: Float[np.ndarray, " m"] | None = None,
     ridge: float = 1.0,
+    limit: Limit | None = None,
 ) -> Choice:
     """`budget` new pairs that greedily raise log det A, A = prior + Σ p(1-p)·zzᵀ over the pairs asked; gains are the rises.
 
@@ -29,8 +31,8 @@ def d_optimal(
     the precision, at the present weights, of the weights w of a head P(first wins) = p = σ(w·z) (Laplace), and half a
     gain is the information of an answer in nats. `margins` are w·z, one a pair; without, p = ½. The prior precision is
     `ridge` times what a pair gives to a direction on average, mean of p(1-p)|z|²/d, so that scaling changes nothing.
-    Pairs in `already` are in A. Of equals the lowest row number; nothing is drawn from `generator`. Greedy reaches at
-    least 1 - 1/e of the best rise (it is submodular).
+    Pairs in `already` are in A. `limit` is a further rule, which may end the choice before the budget. Of equals the lowest
+    row number; nothing is drawn from `generator`. Greedy reaches at least 1 - 1/e of the best rise (it is submodular).
 
     With B = A⁻¹, a pick z of weight v = p(1-p) gains log(1 + v·zᵀBz) and takes v·(Bz)(Bz)ᵀ/(1 + v·zᵀBz) off B (Sherman &
     Morrison 1950), so that every row's own vᵢ·zᵢᵀBzᵢ falls by one product with it. One pass over the rows a pick.
@@ -40,19 +42,33 @@ def d_optimal(
         raise UserError(f"got ridge {ridge}, allowed is above 0")
     given = np.zeros(len(embeddings)) if margins is None else check_values("margins", margins, len(embeddings))
     design = Design(embeddings, torch.from_numpy(given), ridge)
-    for index in known:
-        design.ask(index)
+    for asked in known:
+        design.ask(asked)
     indices: list[int] = []
     gains: list[float] = []
     why: list[str] = []
-    for _ in tqdm(range(budget), desc="D-optimal", disable=None, delay=2):
-        leverage = design.leverage.copy()
-        leverage[[*known, *indices]] = -1
-        index = int(leverage.argmax())
+    for left in tqdm(range(budget, 0, -1), desc="D-optimal", disable=None, delay=2):
+        index = highest(design.leverage, [*known, *indices], limit, left)
+        if index is None:
+            break
         gains.append(design.ask(index))
         indices.append(index)
         why.append(f"raises the log determinant by {gains[-1]:.4g}, chance of the first {design.chance[index]:.2f}")
-    return Choice(np.array(indices), np.array(gains), why)
+    return Choice(np.array(indices, dtype=np.int64), np.array(gains), why)
+
+
+def highest(values: Float64[np.ndarray, " n"], taken: Sequence[int], limit: Limit | None, left: int) -> int | None:
+    """The new row of the largest value ≥ 0 that the limit allows, which then counts it; None where there is no such row."""
+    still = values.copy()
+    still[taken] = -1
+    if limit is not None:
+        still[~limit.allows(left)] = -1
+    index = int(still.argmax())
+    if still[index] < 0:
+        return None
+    if limit is not None:
+        limit.take(index)
+    return index
 
 
 class Design:

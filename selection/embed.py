@@ -19,7 +19,9 @@ from mmrlhf.backbones import is_backbone, load_backbone_folder
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash, load_image
 from mmrlhf.models import quiet_loading, resolve_model
+from mmrlhf.rewards.encoders.resizing import normalise, to_short_side
 from mmrlhf.types import Images
+from selection.webdataset import Member
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,7 +30,7 @@ class EmbeddedFiles(NamedTuple):
     """One row a readable file, in order; the files' content hashes; and what could not be read, with the reason."""
 
     embeddings: Float32[np.ndarray, "n d"]
-    paths: list[Path]
+    paths: list[Path | Member]
     hashes: list[str]
     unreadable: dict[str, str]
 
@@ -55,21 +57,21 @@ class Embedder:
                 self.model.vision_model(pixel_values=pixels).pooler_output
             )
         self.model.eval().requires_grad_(False).to(device)
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.mean, self.std = mean, std
         self.batch_size, self.device = batch_size, torch.device(device)
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Float[Tensor, "b d"]:
         parts = []
         for batch in images.split(self.batch_size):
-            resized = square(batch.to(self.device, torch.float32), self.size)
-            pixels = (resized - self.mean.to(self.device)) / self.std.to(self.device)
+            square = to_short_side(batch.to(self.device, torch.float32), self.size, "bicubic")
+            pixels = normalise(square, self.mean, self.std, self.device)
             parts.append(F.normalize(self.features(pixels), dim=-1).to(images.device))
         return torch.cat(parts)
 
     def fingerprint(self) -> str:
         """A name for the weights themselves, wherever they lie: equal for equal weights and preprocessing."""
-        digest = hashlib.sha256(repr((self.size, self.mean.tolist(), self.std.tolist())).encode())
+        digest = hashlib.sha256(repr((self.size, self.mean, self.std)).encode())
         for name, value in sorted(self.model.state_dict().items()):
             values = value.detach().cpu().double().flatten()
             ramp = torch.linspace(1, 2, len(values), dtype=torch.double)
@@ -99,29 +101,17 @@ def load_clip(folder: str, model: str) -> tuple[Any, tuple[float, ...], tuple[fl
         return clip, OPENAI_MEAN, OPENAI_STD
 
 
-def square(images: Images, size: int) -> Float[Tensor, "b 3 size size"]:
-    """The shorter side resized to `size` with bicubic, and the middle square of it."""
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    scale = size / min(height, width)
-    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-    resized = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return resized[:, :, top : top + size, left : left + size]
-
-
 def embed_files(
-    paths: Sequence[Path], embedder: Embedder, *, cache: Path | None = None, at_once: int = 256
+    paths: Sequence[Path | Member], embedder: Embedder, *, cache: Path | None = None, at_once: int = 256
 ) -> EmbeddedFiles:
-    """Embed image files; equal files get equal rows. Unreadable ones are left out and listed.
+    """Embed image files, or members of .tar shards; equal files get equal rows. Unreadable ones are left out and listed.
 
     With `cache`, every `at_once` files their rows are written to `cache/FINGERPRINT/`, and rows found there are not
     computed again. UserError where no file can be read.
     """
     folder = None if cache is None else cache / embedder.fingerprint()
     known = {} if folder is None else read_cache(folder)
-    found: list[tuple[Path, str]] = []
+    found: list[tuple[Path | Member, str]] = []
     unreadable: dict[str, str] = {}
     with tqdm(total=len(paths), desc="embedding", disable=None, delay=1) as bar:
         for start in range(0, len(paths), at_once):
@@ -130,7 +120,8 @@ def embed_files(
                 try:
                     name = content_hash(path.read_bytes())
                     if name not in known and name not in new:
-                        new[name] = load_image(path, embedder.size)
+                        size = embedder.size
+                        new[name] = load_image(path, size) if isinstance(path, Path) else path.pixels(size)
                     found.append((path, name))
                 except (UserError, OSError) as error:
                     unreadable[str(path)] = str(error)

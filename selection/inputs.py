@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import list_images
 from selection.embed import EmbeddedFiles, Embedder, embed_files
 from selection.files import npy_files, read_embeddings, read_matrix, read_stacked
 from selection.parquet import parquet_columns
+from selection.pictures import list_pictures
 from selection.queries import embed_queries
 from selection.select_config import SelectConfig
 from selection.stacked import Matrix
@@ -53,8 +53,8 @@ def embeddings_of(config: SelectConfig, path: Path) -> Matrix:
 
 
 def of_folder(config: SelectConfig, folder: Path, columns: Columns, margins: Float[np.ndarray, "m p"] | None) -> Inputs:
-    """The same of a folder of images, of which some may be unreadable."""
-    listed = list_images(folder)
+    """The same of a folder of images or of .tar shards, of which some may be unreadable."""
+    listed, known, unreadable = list_pictures(folder)
     if config.budget > len(listed):
         raise UserError(
             f"--budget got {config.budget}, allowed is 1 to {len(listed)}: there are no more images in {folder}"
@@ -63,10 +63,16 @@ def of_folder(config: SelectConfig, folder: Path, columns: Columns, margins: Flo
     embedder = Embedder(config.model, batch_size=config.batch_size)
     cache = config.cache or config.out.with_name(config.out.stem + ".embeddings")
     files = embed_files(listed, embedder, cache=cache)
+    kept = [number for number, path in enumerate(listed) if str(path) not in files.unreadable]
+    files = files._replace(unreadable=unreadable | files.unreadable)
     if config.metadata is not None:
-        columns = of_images(columns, listed, files.paths, folder, config.metadata)
+        names, used = ([Path(str(path)) for path in paths] for paths in (listed, files.paths))
+        start = folder if folder.is_dir() else folder.parent
+        columns = of_images(columns, names, used, start, config.metadata)
+    else:
+        columns = {name: [values[number] for number in kept] for name, values in known.items()}
     if margins is not None:
-        margins = margins[:, [number for number, path in enumerate(listed) if str(path) not in files.unreadable]]
+        margins = margins[:, kept]
     matrix = read_stacked([files.embeddings]) if config.sharded else files.embeddings
     return Inputs(matrix, files, columns, margins, embedder_of(config, embedder))
 

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from mmrlhf.errors import UserError
+from selection.groups import Limit
 
 
 class PairChoice(NamedTuple):
@@ -36,6 +38,8 @@ def choose_pairs(
     generator: torch.Generator,
     diversity: float = 1.0,
     top_share: float = 0.5,
+    limit: Limit | None = None,
+    asked: Float[Tensor, "a d"] | None = None,
 ) -> PairChoice:
     """`budget` pairs, at most `per_prompt_cap` a prompt: greedily the largest score × distance^`diversity`.
 
@@ -43,7 +47,8 @@ def choose_pairs(
     min(|z - y|, |z + y|), and the pair of two equal items (z = 0) counts as asked: what differs little teaches little.
     `scores` ≥ 0 say how uncertain the answer is (`bald`); None, before there is any scorer, leaves k-center on the
     differences. With scores, the most uncertain `top_share` come first, the rest only when the caps exhaust those.
-    `diversity` 0 ranks by score alone. Of equals, `generator` draws. UserError where the caps leave too few pairs.
+    `diversity` 0 ranks by score alone. Of equals, `generator` draws. Pairs chosen earlier, `asked`, are kept away from, too.
+    `limit` is a further rule, which may end the choice before the budget. UserError where the caps leave too few pairs.
     """
     check_request(pair_embeddings, scores, budget, per_prompt_cap, prompt_ids)
     count = len(pair_embeddings)
@@ -55,12 +60,17 @@ def choose_pairs(
     rank = weight.argsort(descending=True, stable=True).argsort()  # 0 is the most uncertain
     first = rank < max(budget, round(top_share * count)) if scores is not None else torch.ones(count, dtype=torch.bool)
     squared = near = z.square().sum(1)
+    for before in [] if asked is None else asked.double():
+        near = nearer(near, z, squared, before)
     free = torch.ones(count, dtype=torch.bool)
-    asked = torch.zeros(len(prompts), dtype=torch.long)
+    chosen = torch.zeros(len(prompts), dtype=torch.long)
     choice = PairChoice([], [], [])
-    for _ in range(budget):
-        free &= asked[prompts] < per_prompt_cap
-        pool = (free & first if (free & first).any() else free).nonzero().flatten()
+    for left in tqdm(range(budget, 0, -1), desc="pairs", disable=None, delay=2):
+        free &= chosen[prompts] < per_prompt_cap
+        open_now = free if limit is None else free & torch.from_numpy(limit.allows(left))[order]
+        if not open_now.any():
+            break
+        pool = (open_now & first if (open_now & first).any() else open_now).nonzero().flatten()
         distance = near[pool].sqrt()
         gain = weight[pool] * distance**diversity
         gain = gain if gain.max() > 0 else distance  # nothing is uncertain here: spread out
@@ -70,9 +80,18 @@ def choose_pairs(
         choice.gains.append(float(gain[at]))
         choice.why.append(explain(scores is not None, float(weight[best]), int(rank[best]), count, float(distance[at])))
         free[best] = False
-        asked[prompts[best]] += 1
-        near = torch.minimum(near, (squared + squared[best] - 2 * (z @ z[best]).abs()).clamp(min=0))
+        chosen[prompts[best]] += 1
+        if limit is not None:
+            limit.take(choice.indices[-1])
+        near = nearer(near, z, squared, z[best])
     return choice
+
+
+def nearer(
+    near: Float[Tensor, " p"], z: Float[Tensor, "p d"], squared: Float[Tensor, " p"], other: Float[Tensor, " d"]
+) -> Float[Tensor, " p"]:
+    """The squared distances `near` with one more pair to be near to, or to its swap."""
+    return torch.minimum(near, (squared + other.square().sum() - 2 * (z @ other).abs()).clamp(min=0))
 
 
 def explain(scored: bool, uncertainty: float, rank: int, count: int, distance: float) -> str:

@@ -43,7 +43,14 @@ def all_products(rows: Rows, vector: Float[np.ndarray, " d"]) -> Float64[np.ndar
 
 def draw_proportional(weights: Float64[np.ndarray, " n"], generator: torch.Generator) -> int:
     """A row number drawn with chances proportional to `weights`, of which one must be above 0; never one of weight 0."""
+    return int(draw_several(weights, 1, generator)[0])
+
+
+def draw_several(weights: Float64[np.ndarray, " n"], amount: int, generator: torch.Generator) -> Int[np.ndarray, " k"]:
+    """`amount` row numbers drawn one by one like that; one may come again."""
     upto = np.cumsum(weights)
-    point = float(torch.rand((), generator=generator, dtype=torch.double)) * upto[-1]
-    at = int(np.searchsorted(upto, point, side="right"))
-    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])  # the product was rounded up to the total
+    points = torch.rand(amount, generator=generator, dtype=torch.double).numpy() * upto[-1]
+    at = np.searchsorted(upto, points, side="right")
+    if at.max() == len(weights):  # a product was rounded up to the total
+        at[at == len(weights)] = np.flatnonzero(weights)[-1]
+    return at

@@ -6,12 +6,13 @@ from typing import Any
 import jinja2
 
 from mmrlhf.errors import UserError
-from mmrlhf.page import thumbnail_uri
+from mmrlhf.page import small_uri, thumbnail_uri
 from selection.curve import coverage_curve, random_curves
 from selection.drawing import draw_curve, draw_map
 from selection.files import write_whole
 from selection.rows import Rows
 from selection.stacked import Matrix
+from selection.webdataset import Member
 
 MOST_LISTED, MOST_PICTURES, THUMBNAIL = 200, 60, 160
 
@@ -78,12 +79,17 @@ def pictures(result: dict[str, Any]) -> list[dict[str, Any]]:
         zip(result.get("paths", [])[:MOST_PICTURES], result["picks"], strict=False), start=1
     ):
         try:
-            found.append(
-                {"number": number, "name": Path(path).name, "uri": thumbnail_uri(Path(path), THUMBNAIL)} | pick
-            )
+            found.append({"number": number, "name": Path(path).name, "uri": thumbnail(path, pick)} | pick)
         except (UserError, OSError):
             continue
     return found
+
+
+def thumbnail(path: str, pick: dict[str, Any]) -> str:
+    """A chosen image, from its file or from its place in a shard."""
+    if "shard" not in pick:
+        return thumbnail_uri(Path(path), THUMBNAIL)
+    return small_uri(Member(Path(pick["shard"]), pick["member"], pick["start"], pick["size"]).pixels(), THUMBNAIL)
 
 
 def listing(result: dict[str, Any]) -> list[dict[str, Any]]:

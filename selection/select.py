@@ -14,6 +14,7 @@ from selection.coverage import coverage
 from selection.embed import EmbeddedFiles
 from selection.files import embedding_hash, read_already, write_whole
 from selection.inputs import Inputs, read_inputs
+from selection.pictures import places
 from selection.random_choice import random_choice
 from selection.recipe import Strategy, plain
 from selection.report import write_report
@@ -40,6 +41,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
     result = choose(inputs, config, strategies, already)
     if inputs.files is not None:
         result |= describe_files(inputs.files, result["indices"], already)
+        result["picks"] = [pick | places(inputs.files.paths, pick["index"]) for pick in result["picks"]]
     result["seconds_total"] = time.perf_counter() - began
     if config.report is not None:
         write_report(config.report, inputs.matrix, result)

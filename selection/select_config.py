@@ -25,12 +25,13 @@ class SelectConfig:
     .parquet file with lists of numbers in a column "embedding"; its other columns are metadata. Or a folder of .npy files,
     in the order of their names: a shard a file, unless --shards says how many."""
     images: Path | None = None
-    """A folder of images to embed and choose from, instead of --embeddings."""
+    """Images to embed and choose from, instead of --embeddings: a folder of them, or of .tar shards as webdataset writes them, a
+    shard, or 'shards/{000..012}.tar' in quotes. KEY.txt (the prompt) and KEY.json beside KEY.jpg are metadata."""
     strategy: StrategyName | None = None
     """kcenter (the default) covers the rare, facility-location stands for the many, typicality suits small budgets, kmeans++
     is far but not only outliers, dpp has no two alike, deduplicate takes the first of each kind, density those like many,
-    similarity those like --query, uncertainty those that --predictions are unsure of; badge and d-optimal choose pairs,
-    whose embeddings are differences of two items'; random is the baseline."""
+    similarity those like --query, uncertainty those that --predictions are unsure of; badge, d-optimal and v-optimal
+    choose pairs, whose embeddings are differences of two items'; random is the baseline."""
     recipe: Path | None = None
     """A YAML file that combines strategies, instead of --strategy."""
     seed: int = 0
@@ -87,7 +88,7 @@ def check(config: SelectConfig) -> None:
     if (config.embeddings is None) == (config.images is None):
         given = "neither" if config.embeddings is None else "both"
         raise UserError(
-            f"got {given} of --embeddings and --images, allowed is one: give a .npy file or a folder of images"
+            f"got {given} of --embeddings and --images, allowed is one: give a .npy file, or a folder of images or .tar shards"
         )
     check_strategy(config)
     check_shards(config)

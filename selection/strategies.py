@@ -17,10 +17,11 @@ from selection.recipe import Diversity, Similarity, Strategy, Uncertainty
 from selection.similarity import most_similar
 from selection.typicality import typicality_choice
 from selection.uncertainty import MeasureName, most_uncertain
+from selection.v_optimal import v_optimal
 
 StrategyName = Literal[
     "kcenter", "facility-location", "typicality", "kmeans++", "dpp", "deduplicate", "density", "similarity", "uncertainty",
-    "badge", "d-optimal", "random",
+    "badge", "d-optimal", "v-optimal", "random",
 ]  # fmt: skip
 
 STRATEGIES: dict[str, Callable[..., Choice]] = {
@@ -35,11 +36,12 @@ STRATEGIES: dict[str, Callable[..., Choice]] = {
     "uncertainty": most_uncertain,  # what the members of --predictions are unsure of
     "badge": badge,  # rows are pairs' differences: unsure by the mean prediction, and diverse
     "d-optimal": d_optimal,  # rows are pairs' differences: narrows a linear head down
+    "v-optimal": v_optimal,  # the same, by what an answer tells of all the other pairs
     "random": random_choice,
 }
 TAKES_QUERY = ("similarity",)
 NEEDS_PREDICTIONS = ("uncertainty", "badge")
-TAKES_PREDICTIONS = (*NEEDS_PREDICTIONS, "density", "d-optimal")
+TAKES_PREDICTIONS = (*NEEDS_PREDICTIONS, "density", "d-optimal", "v-optimal")
 
 
 def as_recipe(name: str, measure: MeasureName) -> tuple[Strategy, ...] | None:

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from mmrlhf.errors import UserError
 from selection.choice import Choice, check_request
-from selection.d_optimal import Design
+from selection.d_optimal import Design, highest
+from selection.groups import Limit
 from selection.ranking import all_products, check_values
 
 
@@ -21,14 +22,15 @@ def v_optimal(
     generator: torch.Generator,
     margins: Float[np.ndarray, " m"] | None = None,
     ridge: float = 1.0,
+    limit: Limit | None = None,
 ) -> Choice:
     """`budget` new pairs that greedily lower the mean over all pairs of p(1-p)·zᵀA⁻¹z the most; gains are those falls.
 
-    z, p, A, `margins`, `ridge` and `already` are those of `d_optimal`; half of p(1-p)·zᵀA⁻¹z is about the information, in
-    nats, that a pair's answer still has. So a pair counts by what it tells of the others, and an outlier that is like none
-    tells little, though it raises log det A as much as any. Of equals the lowest row number; nothing is drawn from
-    `generator`. Variance reduction (Cohn, Ghahramani and Jordan 1996) over the pool: transductive design (Yu, Bi and Tresp
-    2006) with a logistic head's weights.
+    z, p, A, `margins`, `ridge`, `limit` and `already` are those of `d_optimal`; half of p(1-p)·zᵀA⁻¹z is about the
+    information, in nats, that a pair's answer still has. So a pair counts by what it tells of the others, and an outlier that
+    is like none tells little, though it raises log det A as much as any. Of equals the lowest row number; nothing is drawn
+    from `generator`. Variance reduction (Cohn, Ghahramani and Jordan 1996) over the pool: transductive design (Yu, Bi and
+    Tresp 2006) with a logistic head's weights.
 
     With rows u = √(p(1-p))·z, M = mean of uuᵀ and B = A⁻¹, a pick lowers the mean, tr BM, by uᵀBMBu/(1 + uᵀBu). Two passes
     over the rows a pick.
@@ -38,22 +40,23 @@ def v_optimal(
         raise UserError(f"got ridge {ridge}, allowed is above 0")
     given = np.zeros(len(embeddings)) if margins is None else check_values("margins", margins, len(embeddings))
     forecast = Forecast(Design(embeddings, torch.from_numpy(given), ridge))
-    for index in known:
-        forecast.ask(index)
+    for asked in known:
+        forecast.ask(asked)
     indices: list[int] = []
     gains: list[float] = []
     why: list[str] = []
-    for _ in tqdm(range(budget), desc="V-optimal", disable=None, delay=2):
+    for left in tqdm(range(budget, 0, -1), desc="V-optimal", disable=None, delay=2):
         falls = forecast.falls()
-        falls[[*known, *indices]] = -1
-        index = int(falls.argmax())
+        index = highest(falls, [*known, *indices], limit, left)
+        if index is None:
+            break
         before = forecast.mean()
         indices.append(index)
         gains.append(float(falls[index]))
         chance = forecast.design.chance[index]
         why.append(f"lowers the mean doubt by {gains[-1] / (before or 1):.2%}, chance of the first {chance:.2f}")
         forecast.ask(index)
-    return Choice(np.array(indices), np.array(gains), why)
+    return Choice(np.array(indices, dtype=np.int64), np.array(gains), why)
 
 
 class Forecast:

@@ -1,12 +1,15 @@
 """Small SiglipModel and open_clip models with random weights, in the layouts of the published ones."""
 
 import json
+from io import BytesIO
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -16,6 +19,7 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    SiglipTokenizer,
 )
 
 from tests.small_clip import small_clip
@@ -41,11 +45,25 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=["input_ids"], **ends)
 
 
-def small_siglip(folder: Path, *, resample: int = 3) -> Path:
+def sentencepiece_tokenizer(folder: Path) -> SiglipTokenizer:
+    """SigLIP's own kind: pieces learnt by sentencepiece, </s> (1) as end and as padding, and no <pad>."""
+    texts = [" ".join(words) for words in permutations(["a", "red", "cat", "dog", "much", "longer"], 4)]
+    pieces = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=pieces, vocab_size=40, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(pieces.getvalue())
+    return SiglipTokenizer(str(folder / "spiece.model"), model_max_length=MAX_TOKENS)
+
+
+def small_siglip(folder: Path, *, resample: int = 3, tokenizer: Any = None) -> Path:
     """Save a SiglipModel folder and return it: 16 patches, 32 wide, 2 layers a tower, 16 tokens."""
+    tokenizer = tokenizer or word_tokenizer()
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = SiglipConfig(
-        text_config=tower | {"vocab_size": len(WORDS), "max_position_embeddings": MAX_TOKENS},
+        text_config=tower | {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS},
         vision_config=tower | {"image_size": SIZE, "patch_size": 8},
     )
     with torch.random.fork_rng(devices=[]):
@@ -54,7 +72,7 @@ def small_siglip(folder: Path, *, resample: int = 3) -> Path:
     model.logit_scale.data.fill_(3.0)
     model.logit_bias.data.fill_(-2.0)
     model.save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     size = {"height": SIZE, "width": SIZE}
     SiglipImageProcessor(size=size, resample=resample).save_pretrained(folder)
     return folder

@@ -1,7 +1,9 @@
 """Agreement figures against documented values, an independent library, and what can be counted by hand."""
 
 import inspect
+from typing import Any
 
+import krippendorff
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from mmrlhf.agreement import (
 from mmrlhf.errors import UserError
 from mmrlhf.statistics import bootstrap_ci
 from mmrlhf.types import Preference
+from tests.datasets import annotators
 
 NAN = float("nan")
 # the reliability data of the worked example in Krippendorff's "Computing Krippendorff's Alpha-Reliability"
@@ -115,6 +118,39 @@ def test_krippendorff_by_brute_force(rows: list[list[float]]) -> None:
             assert np.isnan(alpha)
         else:
             assert alpha == pytest.approx(1 - (len(pooled) - 1) * observed / expected)
+
+
+def independent_alpha(ratings: np.ndarray, level: Any) -> float:
+    """The same by the package krippendorff."""
+    return float(krippendorff.alpha(reliability_data=ratings, level_of_measurement=level))
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("seed", range(3))
+def test_alpha_is_that_of_an_independent_package(seed: int, level) -> None:
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(1, 6, size=80)
+    ratings = np.where(generator.random((5, 80)) < 0.6, truth, generator.integers(1, 6, size=(5, 80))).astype(float)
+    ratings[generator.random(ratings.shape) < 0.3] = NAN
+    assert krippendorff_alpha(ratings, level) == pytest.approx(independent_alpha(ratings, level), abs=1e-10)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("model", ["clip", "if-xl", "sdv2"])
+def test_alpha_of_real_raters_is_that_of_an_independent_package(model: str, level) -> None:
+    """Five people's quality of 400 images each, 1 to 5."""
+    if not annotators.FOLDER.is_dir():
+        pytest.skip(f"no {annotators.FOLDER}: the public annotator tables are not here")
+    columns: dict[str, list[float]] = {}
+    for rating in annotators.ratings(model):
+        columns.setdefault(str(rating.image), []).append(rating.rating)
+    ratings = np.full((max(map(len, columns.values())), len(columns)), NAN)
+    for place, column in enumerate(columns.values()):
+        ratings[: len(column), place] = column
+    assert krippendorff_alpha(ratings, level) == pytest.approx(independent_alpha(ratings, level), abs=1e-10)
+    assert ratings.shape == (5, 400)
+    counts = np.stack([(ratings == value).sum(axis=0) for value in range(1, 6)], axis=1)
+    assert fleiss_kappa(counts) == pytest.approx(inter_rater.fleiss_kappa(counts))
 
 
 @pytest.mark.parametrize("value", [0.1, 3.0])

@@ -79,6 +79,15 @@ def test_a_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert settings(Config(Path("brightness")), []) == before
 
 
+def test_a_stores_password_is_no_setting() -> None:
+    @dataclass(frozen=True)
+    class OfStore:
+        store: str | None
+
+    assert settings(OfStore("postgresql://ann:hush@host/ratings"), [])["store"] == "postgresql://ann:***@host/ratings"
+    assert settings(OfStore(None), [])["store"] is None
+
+
 def test_content_is_names_and_bytes_and_of_large_files_size_and_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from mmrlhf.errors import UserError
 from mmrlhf.segments import (
+    OPTIONAL_COLUMNS,
+    SEGMENT_COLUMNS,
     TAGS,
     Segment,
     SegmentedItem,
@@ -33,7 +35,7 @@ ANSWER = TEXT.filter(str.strip)
 
 @st.composite
 def segments_of(draw: st.DrawFn, item: str, answer: str | None, length: int) -> tuple[Segment, ...]:
-    """Tags and scores on different spans, of which no two that overlap have different tags."""
+    """Tags and scores on different spans, of which no two that overlap have different tags, nor both a correction."""
     kept: dict[tuple[int, int], Segment] = {}
     for _ in range(draw(st.integers(0, 5))):
         start = draw(st.integers(0, length - 1))
@@ -47,7 +49,8 @@ def segments_of(draw: st.DrawFn, item: str, answer: str | None, length: int) -> 
         elif all(s.tag == tag or s.end <= start or end <= s.start for s in labels(kept.values())):
             stands = None if answer is None else answer[start:end]
             mended = draw(st.none() | TEXT) if tag != "correct" else None
-            correction = None if mended == stands else mended
+            taken = any(s.correction is not None and s.start < end and start < s.end for s in labels(kept.values()))
+            correction = None if mended == stands or taken else mended
             kept[start, end] = SegmentLabel(item, start, end, tag, correction)  # type: ignore[arg-type]
     return tuple(kept.values())
 
@@ -131,18 +134,19 @@ def refused(row: dict[str, Any], message: str, folder: Path) -> None:
     ("change", "message"),
     [
         ({"steps": 3}, " has both answer and steps: give the one that was judged"),
-        ({"answer": None}, ": answer got None, allowed is a text that is not empty"),
+        ({"answer": None}, " has neither answer and steps: give the one that was judged"),
         ({"answer": " \n"}, r": answer got ' \\n', allowed is a text that is not empty"),
         ({"answer": "\ud834"}, r": answer got '\\ud834', allowed is a text"),
         ({"item": 7}, ": item got 7, allowed is a text of whole characters"),
         ({"item": "\ud834"}, r": item got '\\ud834', allowed is a text of whole characters"),
         ({"group": "\udd1e"}, r": group got '\\udd1e', allowed is a text of whole characters"),
-        ({"annotator": None}, ": annotator got None, allowed is a text of whole characters"),
+        ({"annotator": 3}, ": annotator got 3, allowed is a text of whole characters"),
         ({"item": ""}, " has neither item nor prompt: give a name, or the prompt"),
         ({"prompt": "\ud834"}, r": prompt got '\\ud834', half of a surrogate pair"),
         ({"prompt": 3}, ": prompt got 3, allowed is a text"),
         ({"image": "nowhere.png"}, ": no file .*nowhere.png"),
         ({"segments": {}}, ": segments got {}, allowed is a list of objects"),
+        ({"segments": None}, ": segments got None, allowed is a list of objects"),
         ({"label": 1}, " has the unknown column label: allowed are segments, item, prompt"),
     ],
 )
@@ -150,7 +154,7 @@ def test_a_bad_row_is_one_line(change: dict[str, Any], message: str, tmp_path: P
     refused(ROW | change, message, tmp_path)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.0, True, "3", None])
+@pytest.mark.parametrize("steps", [0, -1, 2.0, True, "3"])
 def test_bad_steps(steps: Any, tmp_path: Path) -> None:
     refused(
         {"item": "x", "steps": steps, "segments": []}, ": steps got .*, allowed is a whole number, 1 or more", tmp_path
@@ -173,6 +177,8 @@ SPAN: dict[str, Any] = {"start": 2, "end": 5}
         (SPAN | {"a\nb": 1}, r" got \['start', 'end', 'a\\nb'\], allowed are start, end, tag or score"),
         (SPAN | {"tag": "correct", "score": 1}, " has both tag and score: give one of them"),
         (SPAN, " has neither tag and score: give one of them"),
+        (SPAN | {"tag": None}, " has neither tag and score: give one of them"),
+        ({"start": None, "end": 5, "tag": "correct"}, ": start got None, end 5, allowed is 0 <= start < end <= 10"),
         (SPAN | {"tag": "wrong"}, ": tag got 'wrong', allowed are correct, misleading, irrelevant"),
         (SPAN | {"tag": "no\nne", "correction": "x"}, r": tag got 'no\\nne', allowed are correct"),
         (SPAN | {"tag": ["correct"]}, r": tag got \['correct'\], allowed are correct, misleading, irrelevant"),
@@ -226,6 +232,38 @@ def test_positions_are_code_points(tmp_path: Path) -> None:
 )
 def test_judgements_that_contradict(segments: list[tuple[int, int, Any]], message: str, tmp_path: Path) -> None:
     refused(ROW | {"segments": [judged(*segment) for segment in segments]}, message, tmp_path)
+
+
+@pytest.mark.parametrize("corrections", [("blue", "dog"), ("blue", ""), ("same", "same"), ("", "")])
+@pytest.mark.parametrize("spans", [((2, 5), (4, 9)), ((4, 9), (2, 5)), ((2, 9), (4, 5)), ((2, 9), (2, 5))])
+def test_corrections_that_overlap(spans: Any, corrections: tuple[str, str], tmp_path: Path) -> None:
+    """One text cannot hold both; one correction beside a bare tag is no contradiction, nor are two that touch."""
+    bare = [judged(start, end, "misleading") for start, end in spans]
+    segments = [segment | {"correction": mended} for segment, mended in zip(bare, corrections, strict=True)]
+    first, second = sorted(zip(spans, corrections, strict=True), key=lambda each: each[0][0])
+    said = ": {} to {} should be {!r}, {} to {} {!r}, but they overlap".format(
+        *first[0], first[1], *second[0], second[1]
+    )
+    refused(ROW | {"segments": segments}, said, tmp_path)
+    for kept in (0, 1):
+        given = [bare[0], segments[1]] if kept else [segments[0], bare[1]]
+        (item,) = read_segments(lines([ROW | {"segments": given}], tmp_path))
+        assert [s.correction for s in labels(item.segments)].count(None) == 1
+    touching = [judged(2, 5, "misleading") | {"correction": "blue"}, judged(5, 9, "misleading") | {"correction": "dog"}]
+    assert len(read_segments(lines([ROW | {"segments": touching}], tmp_path))[0].segments) == 2
+
+
+def test_null_is_as_good_as_absent(tmp_path: Path) -> None:
+    segments: list[dict[str, Any]] = [
+        judged(0, 2, "misleading"), judged(2, 3, 0.5), judged(4, 5, "misleading") | {"correction": "x"},
+    ]  # fmt: skip
+    filled = [dict.fromkeys(SEGMENT_COLUMNS) | segment for segment in segments]
+    given: dict[str, Any]
+    for given in ({"prompt": "q", "answer": "A red cat."}, {"item": "x", "steps": 5}):
+        row = given | {"segments": segments}
+        nulls = dict.fromkeys(OPTIONAL_COLUMNS) | given | {"segments": filled}
+        first, second = read_segments(lines([row, nulls], tmp_path))
+        assert first == second and len(first.segments) == 3
 
 
 def judged(start: int, end: int, said: str | float) -> dict[str, Any]:

@@ -20,10 +20,13 @@ READERS = {
     "saferlhf": "mmrlhf.datasets.saferlhf",
     "rlhfv": "mmrlhf.datasets.rlhfv",
     "trl": "mmrlhf.datasets.trl",
+    "label-studio": "mmrlhf.datasets.label_studio",
+    "argilla": "mmrlhf.datasets.argilla",
 }
 Format = Literal[
-    "pairs", "outcomes", "answers", "pickapic", "hpd", "imagereward", "folder", "hh", "saferlhf", "rlhfv", "trl"
-]
+    "pairs", "outcomes", "answers", "pickapic", "hpd", "imagereward", "folder", "hh", "saferlhf", "rlhfv", "trl",
+    "label-studio", "argilla",
+]  # fmt: skip
 # format -> the module whose `suited(judgement)` says what it has a place for, and whose `write(judgements, file)` writes it
 WRITERS = {
     "pairs": "mmrlhf.datasets.pairs",
@@ -32,8 +35,10 @@ WRITERS = {
     "pickapic": "mmrlhf.datasets.pickapic",
     "trl": "mmrlhf.datasets.trl_writer",
     "verl-omni": "mmrlhf.datasets.verl_omni",
+    "label-studio": "mmrlhf.datasets.label_studio",
+    "argilla": "mmrlhf.datasets.argilla",
 }
-WrittenFormat = Literal["pairs", "outcomes", "answers", "pickapic", "trl", "verl-omni"]
+WrittenFormat = Literal["pairs", "outcomes", "answers", "pickapic", "trl", "verl-omni", "label-studio", "argilla"]
 
 
 def reader(name: str) -> Callable[[Path, Path | None], Rows]:

@@ -1,24 +1,31 @@
 """`mmrlhf data export`: the answers in a store, or a file of judgements, in the format that another tool reads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmrlhf.data import Pair
 from mmrlhf.datasets import WrittenFormat, writer
-from mmrlhf.datasets.judgements import Judgement, read_judgements
+from mmrlhf.datasets.judgements import Annotation, Judgement, read_annotations
 from mmrlhf.datasets.rows import BadRow
+from mmrlhf.datasets.stored import is_veto, outcomes_of, paths
 from mmrlhf.errors import UserError
-from mmrlhf.outcomes import Rating
+from mmrlhf.outcomes import Ranking, strict_pairs
+from mmrlhf.rater_quality import fails_checks
 from mmrlhf.segments import SegmentedItem, write_segments
-from mmrlhf.store import Item, Store, store_exists, task_key
-from mmrlhf.types import Preference
+from mmrlhf.store import Store, store_exists, store_name, task_key
+from mmrlhf.store.checks import check_results
 
-LEVELS = 5  # of the rating app's scale
 FLAT = ("pickapic", "trl")  # formats without a column for the criterion
 ExportFormat = Literal[WrittenFormat, "segments"]
-WITH_RATINGS = ("outcomes", "verl-omni")  # formats that hold what was said of single images
+WITH_VETOES = ("outcomes", "label-studio", "argilla")  # formats that tell a veto from an answer
+WITH_RATINGS = (*WITH_VETOES, "verl-omni")  # formats that hold what was said of single images
+WITH_MARKS = ("label-studio", "argilla")  # formats that hold marked answers beside everything else
+
+
+class NothingThere(UserError):
+    """The store has no answer of the kinds that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,31 +37,38 @@ class ExportConfig:
     store: str | None = None
     """sqlite:///FILE, a path or postgresql://USER@HOST/NAME: what `mmrlhf rate` collected."""
     data: Path | None = None
-    """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl or an ANSWERS.jsonl."""
+    """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl, an ANSWERS.jsonl or a SEGMENTS.jsonl."""
     format: ExportFormat = "pairs"
-    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (ratings too), pickapic (a parquet file), verl-omni (a
-    parquet file of their prompts, each once). Of answers: answers, trl (a parquet file for TRL's trainers), segments (the
-    marked ones of a store, as `mmrlhf vlm dense-dpo` takes them)."""
+    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (rankings, ratings by any criteria and vetoes, too),
+    pickapic (a parquet file), verl-omni (a parquet file of their prompts, each once). Of answers: answers, trl (a parquet file
+    for TRL's trainers), segments (the marked ones of a store, as `mmrlhf vlm dense-dpo` takes them). Of all of these:
+    label-studio, argilla (JSON that they import)."""
     source: str = "all"
     """Of a store: all, or only the answers of one kind of rater: human, simulated or ai."""
     criterion: str | None = None
     """Only what was answered by this criterion; "" is which is better overall."""
     on_fault: Literal["refuse", "skip"] = "refuse"
     """A judgement that the format has no place for ends the export, or is left out and counted."""
+    vetoes: Literal["keep", "leave"] = "keep"
+    """Of a store: what raters marked as unsafe, as ratings by the criterion safety, or without."""
+    min_check_rate: float = 0.0
+    """Of a store: without the raters who surely pass less than this share of their check questions, of 5 or more. 0: all."""
 
 
-def export(config: ExportConfig) -> list[Any]:
-    """Every answer that stands (superseded and withdrawn ones are left out), in the order given and each pair as it was shown."""
+def export(config: ExportConfig, say: Callable[[str], None] = print) -> list[Any]:
+    """Every answer that stands (superseded and withdrawn ones are left out), in the order given and each pair as it was shown.
+
+    `say` takes the line that tells where the result is.
+    """
     if (config.store is None) == (config.data is None):
         raise UserError("got " + ("both" if config.data else "neither") + " of --store and --data: give one of them")
+    doubtful = who_fails(config)
     if config.format == "segments":
-        return export_segments(config)
-    if config.data is not None:
-        given: list[tuple[str, Judgement]] = numbered(config.data)
-    else:
-        given = answers(str(config.store), config.source, ratings=config.format in WITH_RATINGS)
+        return export_segments(config, say, doubtful)
+    given = numbered(config.data) if config.data is not None else found_in_store(config)
+    given = [each for each in given if each[1].annotator not in doubtful]
     if config.criterion is not None:
-        given = [(where, judgement) for where, judgement in given if judgement.criterion == config.criterion]
+        given = [each for each in given if getattr(each[1], "criterion", "") == config.criterion]
     suited, write = writer(config.format)
     rows: list[Any] = []
     left_out = 0
@@ -69,69 +83,108 @@ def export(config: ExportConfig) -> list[Any]:
             left_out += 1
     check(rows, config, left_out)
     write(rows, config.out)
-    print(f"{len(rows)} answers ({left_out} left out): {config.out}")
+    say(f"{len(rows)} answers ({left_out} left out): {config.out}")
     return rows
 
 
-def export_segments(config: ExportConfig) -> list[SegmentedItem]:
+def who_fails(config: ExportConfig) -> set[str]:
+    """The raters of the store who fail its check questions."""
+    if not 0 <= config.min_check_rate <= 1 or (config.min_check_rate and config.store is None):
+        raise UserError(f"--min-check-rate got {config.min_check_rate:g}, allowed is 0 to 1, and only with --store")
+    if not config.min_check_rate:
+        return set()
+    store = opened(str(config.store), config.source)
+    try:
+        results = check_results(store)
+    finally:
+        store.close()
+    return {name for name, counts in results.items() if fails_checks(*counts, config.min_check_rate)}
+
+
+def found_in_store(config: ExportConfig) -> list[tuple[str, Annotation]]:
+    """What a store has for the format."""
+    url = str(config.store)
+    marked: list[tuple[str, Annotation]] = []
+    if config.format in WITH_MARKS:
+        marked = [(f"marked answer {number}", item) for number, item in enumerate(marks(url, config.source), start=1)]
+    vetoes = config.vetoes == "keep" and config.format in WITH_VETOES
+    try:
+        return [*answers(url, config.source, ratings=config.format in WITH_RATINGS, vetoes=vetoes), *marked]
+    except NothingThere:
+        if marked:
+            return marked
+        raise
+
+
+def export_segments(config: ExportConfig, say: Callable[[str], None], doubtful: set[str]) -> list[SegmentedItem]:
     """The marked answers of a store as a SEGMENTS.jsonl; those without a mark are in it, too."""
     if config.store is None or config.criterion is not None:
         raise UserError("--format segments takes marked answers: give --store, and neither --data nor --criterion")
-    store, source = opened(config.store, config.source), config.source
-    name = store.name
+    rows = [row for row in marks(config.store, config.source) if row.annotator not in doubtful]
+    if not rows:
+        raise UserError(
+            f"no marked answers (source: {config.source}) in {store_name(config.store)}: collect some with `mmrlhf rate "
+            "--mode segments`"
+        )
+    write_segments(rows, config.out)
+    say(f"{len(rows)} marked answers: {config.out}")
+    return rows
+
+
+def marks(url: str, source: str) -> list[SegmentedItem]:
+    """The marked answers of a store, those without a mark, too."""
+    store = opened(url, source)
     try:
-        items, marked = store.items(), store.segments()
+        marked, name = [judgement for judgement in store.segments() if source in ("all", judgement.source)], store.name
+        items = store.items()
     finally:
         store.close()
     rows = []
     for judgement in marked:
-        if source in ("all", judgement.source):
-            (image,) = paths([judgement.item], items, name)
-            key = task_key(judgement.prompt, judgement.item, judgement.text)
-            labels = tuple(replace(label, item=key) for label in judgement.segments)
-            about: dict[str, Any] = {"prompt": judgement.prompt, "answer": judgement.text, "image": image}
-            rows.append(SegmentedItem(key, labels, **about, annotator=judgement.annotator))
-    if not rows:
-        raise UserError(
-            f"no marked answers (source: {source}) in {name}: collect some with `mmrlhf rate --mode segments`"
-        )
-    write_segments(rows, config.out)
-    print(f"{len(rows)} marked answers: {config.out}")
+        (image,) = paths([judgement.item], items, name)
+        key = task_key(judgement.prompt, judgement.item, judgement.text)
+        labels = tuple(replace(label, item=key) for label in judgement.segments)
+        about: dict[str, Any] = {"prompt": judgement.prompt, "answer": judgement.text, "image": image}
+        rows.append(SegmentedItem(key, labels, **about, annotator=judgement.annotator))
     return rows
 
 
-def numbered(file: Path) -> list[tuple[str, Judgement]]:
+def numbered(file: Path) -> list[tuple[str, Annotation]]:
     """The judgements of a file, each with what to call it."""
-    return [(f"judgement {number} of {file}", row) for number, row in enumerate(read_judgements(file), start=1)]
+    return [(f"judgement {number} of {file}", row) for number, row in enumerate(read_annotations(file), start=1)]
 
 
 def check(rows: list[Any], config: ExportConfig, left_out: int) -> None:
     """UserError where there is nothing to write, or criteria would be mixed up."""
     if not rows:
         raise UserError(f"nothing to write as {config.format} ({left_out} judgements do not suit it): give other data")
-    criteria = sorted({row.criterion for row in rows})
+    criteria = sorted({getattr(row, "criterion", "") for row in rows})
     if config.format in FLAT and len(criteria) > 1:
         raise UserError(
             f"the judgements are by the criteria {criteria}, which {config.format} cannot tell apart: choose one with --criterion"
         )
 
 
-def answers(url: str, source: str, *, ratings: bool = False) -> list[tuple[str, Judgement]]:
-    """What is in a store by one kind of rater, or by all, each with what to call it: pairs, then `ratings` of single images."""
+def answers(url: str, source: str, *, ratings: bool = False, vetoes: bool = False) -> list[tuple[str, Judgement]]:
+    """What is in a store by one kind of rater, or by all, each with what to call it; see `outcomes_of`.
+
+    Without `ratings` (of single images) rankings become their strict pairs; `vetoes` are ratings, too, and have to be asked for.
+    """
     store = opened(url, source)
     name = store.name
     try:
-        items, preferences, scores = store.items(), store.preferences(), store.judgements() if ratings else []
+        said = [outcome for outcome in outcomes_of(store, source) if vetoes or not is_veto(outcome)]
     finally:
         store.close()
-    found: list[Judgement] = [pair_of(p, items, name) for p in preferences if source in ("all", p.source)]
-    for s in scores:
-        if source in ("all", s.source):
-            (path,) = paths([s.item], items, name)
-            found.append(Rating(s.prompt, path, level_of(s.score, name), LEVELS, annotator=s.annotator))
+    found: list[Judgement] = []
+    for outcome in said:
+        if isinstance(outcome, Ranking) and not ratings:
+            found += strict_pairs(outcome)
+        elif ratings or isinstance(outcome, Pair):
+            found.append(outcome)
     if not found:
         what = "answers" if ratings else "answers to pairs"
-        raise UserError(f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`")
+        raise NothingThere(f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`")
     return [(f"answer {number} of {name}", judgement) for number, judgement in enumerate(found, start=1)]
 
 
@@ -143,30 +196,3 @@ def opened(url: str, source: str) -> Store:
     if not store_exists(url):
         raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf rate --store` wrote")
     return Store(url)
-
-
-def pair_of(preference: Preference, items: dict[str, Item], store: str) -> Pair:
-    """A preference with its images in the order of the screen, the left one first, so that a bias for a side can be seen."""
-    left, right = paths(preference.shown, items, store)
-    label = preference.label if preference.shown == preference.items else 1 - preference.label
-    return Pair(preference.prompt, left, right, label, annotator=preference.annotator)
-
-
-def paths(keys: Any, items: dict[str, Item], store: str) -> Iterator[Path]:
-    """The files of some items. UserError for one that is unknown or gone."""
-    for key in keys:
-        if key not in items:
-            raise UserError(
-                f"the store {store} has an answer about {key}, a picture that it does not know: add its item"
-            )
-        path = Path(items[key].path)
-        if not path.is_file():
-            raise UserError(f"the picture {path} is gone: put it back, or rate it again from where it is now")
-        yield path
-
-
-def level_of(score: float, store: str) -> int:
-    """A score as a place on the rating app's scale."""
-    if score not in range(1, LEVELS + 1):
-        raise UserError(f"the store {store} has the score {score:g}, allowed is 1 to {LEVELS}: withdraw that answer")
-    return int(score)

@@ -4,6 +4,9 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,19 +19,27 @@ from mmrlhf.data import Pair
 from mmrlhf.datasets import Format
 from mmrlhf.datasets.checked import checked
 from mmrlhf.datasets.corrections import segments_line
-from mmrlhf.datasets.judgements import Judgement, line_of, with_images
+from mmrlhf.datasets.judgements import Annotation, line_of, with_images
 from mmrlhf.datasets.rows import Fault, Row
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, strict_pairs
+from mmrlhf.segments import SegmentedItem
+
+FILES = (
+    "outcomes",
+    "answers",
+    "segments",
+)  # one for judgements on images, one for pairs of answers, one for marked answers
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Read a preference data set into a folder: pairs.jsonl, outcomes.jsonl (ratings, rankings) or answers.jsonl (texts)."""
+    """Read a preference data set into a folder: pairs.jsonl, or outcomes.jsonl (ratings, rankings); answers.jsonl (texts);
+    segments.jsonl (marked texts)."""
 
     format: Format
     """Of images: pickapic, hpd (train.json or test.json), imagereward, folder. Of answers: hh, saferlhf, rlhfv (with
-    segments.jsonl, the corrected spans), trl. This project's own: pairs, outcomes, answers."""
+    segments.jsonl, the corrected spans), trl. Of both: label-studio, argilla. This project's own: pairs, outcomes, answers."""
     source: Path
     """The file, or a folder of parquet files; folder: one with metadata.jsonl, or with chosen/ and rejected/."""
     out: Path
@@ -51,27 +62,28 @@ def import_data(config: ImportConfig) -> int:
     partial = config.out.with_name(f"{config.out.name}.partial")
     try:
         (partial / "images").mkdir(parents=True, exist_ok=True)
-        kinds, count, faults = fill(partial, config)
+        kinds, counts, faults = fill(partial, config)
+        count = counts.total()
         if not count:
             raise UserError(f"no usable row in {config.source} ({faults} rows with faults): see `mmrlhf data validate`")
     except UserError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    name = name_of(kinds)
-    place(partial, config.out, name)
-    print(f"{count} {name.removesuffix('.jsonl')} ({faults} rows left out): {config.out / name}")
+    names = {"outcomes": "pairs" if kinds <= {Pair, AnswerPair, SegmentedItem} else "outcomes"}
+    said = {names.get(kind, kind): number for kind, number in counts.items()}
+    place(partial, config.out, {kind: names.get(kind, kind) for kind in FILES})
+    files = ", ".join(f"{number} {name}" for name, number in said.items())
+    where = config.out / f"{next(iter(said))}.jsonl" if len(said) == 1 else config.out
+    print(f"{files} ({faults} rows left out): {where}")
     return count
 
 
-def fill(partial: Path, config: ImportConfig) -> tuple[set[type], int, int]:
-    """Write what is usable into a folder: (the types of judgements, how many, how many rows were left out)."""
+def fill(partial: Path, config: ImportConfig) -> tuple[set[type], Counter[str], int]:
+    """Write what is usable into a folder: (the types of judgements, how many in each file, how many rows were left out)."""
     kinds: set[type] = set()
-    count, faults, files = 0, 0, dict[Path, Path]()
-    corrected = config.format == "rlhfv"
-    with (
-        open(partial / "rows.jsonl", "w", encoding="utf-8") as out,
-        open(partial / "segments.jsonl", "w", encoding="utf-8") as segments,
-    ):
+    counts, faults, files = Counter[str](), 0, dict[Path, Path]()
+    with ExitStack() as stack:
+        streams = {kind: stack.enter_context(open(partial / f"{kind}.jsonl", "w", encoding="utf-8")) for kind in FILES}
         for row in tqdm(checked(config.format, config.source, config.images), desc="import", unit="row"):
             if isinstance(row, Fault) and config.on_fault == "refuse":
                 raise UserError(f"{row.where}: {row.problem}; mend it, or leave such rows out with --on-fault skip")
@@ -80,17 +92,17 @@ def fill(partial: Path, config: ImportConfig) -> tuple[set[type], int, int]:
                 continue
             for judgement in kept(row, partial / "images", files, config.rankings):
                 kinds.add(type(judgement))
-                count += 1
-                out.write(json.dumps(line_of(judgement, partial / "rows.jsonl"), ensure_ascii=False) + "\n")
-                if corrected and isinstance(judgement, AnswerPair):
+                kind = {AnswerPair: "answers", SegmentedItem: "segments"}.get(type(judgement), "outcomes")
+                counts[kind] += 1
+                line = line_of(judgement, partial / f"{kind}.jsonl")
+                streams[kind].write(json.dumps(line, ensure_ascii=False) + "\n")
+                if config.format == "rlhfv" and isinstance(judgement, AnswerPair):
                     line = segments_line(judgement, partial / "segments.jsonl")
-                    segments.write(json.dumps(line, ensure_ascii=False) + "\n")
-    if not corrected:
-        (partial / "segments.jsonl").unlink()
-    return kinds, count, faults
+                    streams["segments"].write(json.dumps(line, ensure_ascii=False) + "\n")
+    return kinds, counts, faults
 
 
-def kept(row: Row, folder: Path, files: dict[Path, Path], rankings: str) -> list[Judgement]:
+def kept(row: Row, folder: Path, files: dict[Path, Path], rankings: str) -> list[Annotation]:
     """The judgements of a row; an image that was bytes is in `folder` then, once (`files`: its name in the row -> file)."""
     for name, data in row.held.items():
         if name not in files:
@@ -113,17 +125,17 @@ def keep(name: Path, data: bytes, folder: Path) -> Path:
     return path
 
 
-def name_of(kinds: set[type]) -> str:
-    """The file for judgements of these types."""
-    return "answers.jsonl" if AnswerPair in kinds else "pairs.jsonl" if kinds == {Pair} else "outcomes.jsonl"
-
-
-def place(partial: Path, out: Path, name: str) -> None:
-    """Name the finished file, and move the folder to where it belongs."""
+def place(partial: Path, out: Path, names: Mapping[str, str]) -> None:
+    """Name the finished files, those without a line aside, and move the folder to where it belongs."""
     images = partial / "images"
     if not any(images.iterdir()):
         images.rmdir()
-    os.replace(partial / "rows.jsonl", partial / name)
+    for kind, name in names.items():
+        file = partial / f"{kind}.jsonl"
+        if file.stat().st_size:
+            os.replace(file, partial / f"{name}.jsonl")
+        else:
+            file.unlink()
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rmdir()

@@ -8,9 +8,11 @@ from typing import Any
 from mmrlhf.answers import AnswerPair, answer_row, oriented, read_answer_pairs, sides_of
 from mmrlhf.data import Pair, lines_of, parse_object
 from mmrlhf.outcomes import Outcome, Ranking, Rating, items_of, read_outcomes, row_of
+from mmrlhf.segments import SegmentedItem, read_segments, segments_row
 
 Judgement = Outcome | AnswerPair
-KINDS = {Pair: "pairs", Ranking: "rankings", Rating: "ratings", AnswerPair: "answers"}
+Annotation = Judgement | SegmentedItem
+KINDS = {Pair: "pairs", Ranking: "rankings", Rating: "ratings", AnswerPair: "answers", SegmentedItem: "segments"}
 
 
 def read_judgements(path: Path) -> Sequence[Judgement]:
@@ -21,19 +23,28 @@ def read_judgements(path: Path) -> Sequence[Judgement]:
     return read_answer_pairs(path) if answers else read_outcomes(path)
 
 
-def line_of(judgement: Judgement, file: Path) -> dict[str, Any]:
+def read_annotations(path: Path) -> Sequence[Annotation]:
+    """The same, or the marked items of a SEGMENTS.jsonl."""
+    columns = ("prompt", "…")
+    where, line = next(lines_of(path, columns))
+    return read_segments(path) if "segments" in parse_object(line, where, columns) else read_judgements(path)
+
+
+def line_of(judgement: Annotation, file: Path) -> dict[str, Any]:
     """A judgement as a line of `file`."""
+    if isinstance(judgement, SegmentedItem):
+        return segments_row(judgement, file)
     return answer_row(judgement, file) if isinstance(judgement, AnswerPair) else row_of(judgement, file)
 
 
-def images_of(judgement: Judgement) -> list[Path]:
+def images_of(judgement: Annotation) -> list[Path]:
     """The images that a judgement is about."""
-    if isinstance(judgement, AnswerPair):
+    if isinstance(judgement, AnswerPair | SegmentedItem):
         return [] if judgement.image is None else [judgement.image]
     return [item.image for item in items_of(judgement)]
 
 
-def with_images(judgement: Judgement, files: Mapping[Path, Path]) -> Judgement:
+def with_images(judgement: Annotation, files: Mapping[Path, Path]) -> Annotation:
     """The same judgement, each image that `files` knows replaced by its file."""
     if isinstance(judgement, Ranking):
         return replace(judgement, images=tuple(files.get(image, image) for image in judgement.images))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrlhf.data import SURROGATES
-from mmrlhf.datasets.judgements import Judgement
+from mmrlhf.datasets.judgements import Annotation
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 
@@ -17,7 +17,7 @@ class Row:
     """A judgement as a data set holds it; `held` has the bytes of those of its images that are no files, by their name in it."""
 
     where: str
-    judgement: Judgement
+    judgement: Annotation
     held: Mapping[Path, bytes] = field(default_factory=dict)
 
 

@@ -19,7 +19,7 @@ class ValidateConfig:
     source: Path
     """The data set, as `mmrlhf data import` takes it."""
     format: Format = "pairs"
-    """pairs, outcomes, answers, pickapic, hpd, imagereward, folder, hh, saferlhf, rlhfv or trl."""
+    """pairs, outcomes, answers, pickapic, hpd, imagereward, folder, hh, saferlhf, rlhfv, trl, label-studio or argilla."""
     images: Path | None = None
     """Where the source's image files are; by default beside it."""
 

@@ -15,6 +15,7 @@ from mmrlhf.quickstart.run import QuickstartConfig, Run
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.training.fit import fit_reward
 from mmrlhf.simulate import RATERS, simulate_preferences
+from mmrlhf.sockets import bind
 from mmrlhf.store import Store, Task
 from mmrlhf.taste import taste
 from mmrlhf.types import Images, Preference
@@ -27,8 +28,6 @@ ASKED = ("first", "second", "held_out")  # the phases that people see, in order
 def check_port(config: QuickstartConfig) -> None:
     """UserError where the address of the rating app cannot be had; without people as raters it is not needed."""
     if config.rater == "human":
-        from apps.rate_server import bind
-
         bind(config.host, config.port).close()
 
 

@@ -12,7 +12,8 @@ from mmrlhf.errors import UserError
 from mmrlhf.rewards.score import load_on
 from mmrlhf.rewards.serving.app import build_app
 from mmrlhf.rewards.serving.bodies import Limits
-from mmrlhf.rewards.serving.server import bind, server, url_of
+from mmrlhf.rewards.serving.server import server
+from mmrlhf.sockets import bind, url_of
 
 TOKEN_VARIABLE = "MMRLHF_TOKEN"
 

@@ -3,22 +3,22 @@
 import dataclasses
 import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrlhf import distributed
-from mmrlhf.checkpoint import load_checkpoint
-from mmrlhf.data import is_unused, write_jsonl, write_text
+from mmrlhf.data import write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.clip import SETTINGS
 from mmrlhf.rewards.training.config import Job, TrainConfig, TrainedReward, validate
 from mmrlhf.rewards.training.fit import fit_reward
 from mmrlhf.rewards.training.from_store import JUDGEMENTS, take_answers
+from mmrlhf.runs import CHECKPOINT, METRICS, check_folder, claim_folder, read_checkpoint
+from mmrlhf.store import store_name
 
 __all__ = ["TrainConfig", "TrainResult", "fit_reward", "train"]
 
-CONFIG, METRICS, CHECKPOINT = "train.json", "metrics.jsonl", "checkpoint.pt"
+CONFIG = "train.json"  # config.json is the model's
 MAY_DIFFER = ("out", "data", "replay", "start", "cache", "resume", "device")
 
 
@@ -48,11 +48,11 @@ def train(config: TrainConfig) -> TrainResult:
         raise
     wanted = settings(config)
     if not is_new:
-        check_folder(config.out, wanted, config.resume)
+        check_folder(config.out, wanted, resume=config.resume, may_differ=MAY_DIFFER, config=CONFIG)
     if config.resume and (config.out / SETTINGS).is_file():
         distributed.say(f"the run is already finished; the reward is in {config.out}")
         return TrainResult(config.out, read_metrics(config.out), job.load(config.out))
-    state = read_state(config.out)
+    state = read_checkpoint(config.out, ("optimizer", "metrics"))
     distributed.wait()  # until all have looked at the folder: from here on the main process writes into it
     metrics: list[dict[str, Any]] = [] if state is None else list(state["metrics"])
 
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> TrainResult:
             write_jsonl(metrics, config.out / METRICS)
 
     if distributed.is_main_process():
-        write_text(json.dumps(wanted, indent=2) + "\n", config.out / CONFIG)
+        claim_folder(config.out, wanted, CONFIG)
     report()
     try:
         reward = job.run(config.out / CHECKPOINT, state, report)
@@ -89,35 +89,12 @@ def make_job(config: TrainConfig) -> Job:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain data, with a digest of the judgements, to tell one run from another."""
+    """The config as plain data, with a digest of the judgements, to tell one run from another; no store's password."""
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    if config.store is not None:
+        plain["store"] = store_name(config.store)
     files = [config.judgements] if config.replay is None else [config.judgements, config.replay]
     return plain | {"data_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
-
-
-def check_folder(out: Path, wanted: dict[str, Any], resume: bool) -> None:
-    """UserError unless `out` is empty or not there, or, with `resume`, holds a run of the same settings."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: give a folder")
-    if is_unused(out):
-        return
-    if not resume:
-        raise UserError(
-            f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it"
-        )
-    try:
-        found = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-        different = [key for key in wanted if key not in MAY_DIFFER and found.get(key) != wanted[key]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"--out {out} holds files but no run ({CONFIG} is missing or broken): give an empty folder"
-        ) from error
-    if different:
-        key = different[0]
-        raise UserError(
-            f"--out {out} holds a run with other settings ({', '.join(different)}; {key} was {found.get(key)!r}, now "
-            f"{wanted[key]!r}): give the settings of that run, or an empty folder"
-        )
 
 
 def release(out: Path) -> None:
@@ -127,16 +104,6 @@ def release(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
         if not any(out.iterdir()):
             out.rmdir()
-
-
-def read_state(out: Path) -> dict[str, Any] | None:
-    """The state to go on from, or None. UserError where the file is broken."""
-    try:
-        return load_checkpoint(out / CHECKPOINT)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the checkpoint {out / CHECKPOINT} is broken: remove it to start from the beginning"
-        ) from error
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

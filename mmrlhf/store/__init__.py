@@ -1,6 +1,6 @@
 """The annotation store: questions and people's answers, append-only, in SQLite or PostgreSQL."""
 
-from mmrlhf.store.database import store_exists
+from mmrlhf.store.database import store_exists, store_name
 from mmrlhf.store.records import (
     Answer,
     Item,
@@ -35,5 +35,6 @@ __all__ = [
     "Task",
     "Veto",
     "store_exists",
+    "store_name",
     "task_key",
 ]

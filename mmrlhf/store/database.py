@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mmrlhf.errors import UserError
-from mmrlhf.store.postgres import SCHEMES, PostgreSQL, open_postgres
+from mmrlhf.store.postgres import SCHEMES, PostgreSQL, open_postgres, shown_url
 from mmrlhf.store.sqlite import SQLite, open_sqlite, store_path, wrong_layout
 from mmrlhf.store.tables import LAYOUT, LAYOUTS, METADATA
 
@@ -80,6 +80,11 @@ def prepare(database: Database, connection: sa.Connection) -> None:
 def is_postgres(url: str) -> bool:
     """Whether a URL names a PostgreSQL database."""
     return url.partition("://")[0] in SCHEMES and "://" in url
+
+
+def store_name(url: str) -> str:
+    """What a URL names, for messages and files: without a password."""
+    return shown_url(sa.make_url(url)) if is_postgres(url) else url.removeprefix("sqlite:///")
 
 
 def store_exists(url: str) -> bool:

@@ -1,8 +1,10 @@
-"""The queue of questions in SQL: which ones an annotator may answer, and which lack votes."""
+"""The queue of questions in SQL: which ones an annotator may answer, and which lack votes. Checks are in no queue."""
 
 import sqlalchemy as sa
 
-from mmrlhf.store.tables import IS_CURRENT, LEASES, TASKS, VOTES
+from mmrlhf.store.tables import CHECKS, IS_CURRENT, LEASES, TASKS, VOTES
+
+IS_CHECK = sa.exists().where(CHECKS.c.task == TASKS.c.key).correlate(TASKS)  # a question whose answer is known
 
 
 def votes_on_task() -> sa.ScalarSelect[int]:
@@ -19,28 +21,40 @@ def open_to(annotator: str, overlap: int, now: float) -> list[sa.ColumnElement[b
     return [~answered, votes_on_task() + others < number(overlap)]
 
 
-def next_query(annotator: str, overlap: int, kind: str, now: float) -> sa.Select:
-    """The questions of a kind that are open to this annotator, those leased to them first, then by priority."""
-    held = sa.select(LEASES.c.since).where(LEASES.c.task == TASKS.c.key, LEASES.c.annotator == annotator)
-    mine_first = held.where(LEASES.c.expires > now).scalar_subquery().asc().nulls_last()
-    query = sa.select(TASKS).where(TASKS.c.kind == kind, *open_to(annotator, overlap, now))
-    return query.order_by(mine_first, TASKS.c.priority.desc(), TASKS.c.number)
+def next_queries(annotator: str, overlap: int, kind: str, now: float) -> tuple[sa.Select, sa.Select]:
+    """The questions of a kind that are open to this annotator: those leased to them, and the others by priority.
+
+    Two queries, as the second can stop at the first rows that it finds.
+    """
+    leases = sa.select(LEASES.c.task).where(LEASES.c.annotator == annotator, LEASES.c.expires > now)
+    since = (
+        sa.select(LEASES.c.since).where(LEASES.c.task == TASKS.c.key, LEASES.c.annotator == annotator).scalar_subquery()
+    )
+    query = sa.select(TASKS).where(TASKS.c.kind == kind, ~IS_CHECK, *open_to(annotator, overlap, now))
+    by_priority = (TASKS.c.priority.desc(), TASKS.c.number)
+    held = query.where(TASKS.c.key.in_(leases)).order_by(since, *by_priority)
+    return held, query.where(TASKS.c.key.not_in(leases)).order_by(*by_priority)
 
 
 def waiting_query(overlap: int, kind: str, now: float) -> sa.Select:
     """The keys of the questions that lack votes, and that nobody passed on or someone has now."""
     passed = sa.exists().where(VOTES.c.task == TASKS.c.key, VOTES.c.kind == "skip", IS_CURRENT)
     held = sa.exists().where(LEASES.c.task == TASKS.c.key, LEASES.c.expires > now)
-    return sa.select(TASKS.c.key).where(TASKS.c.kind == kind, votes_on_task() < number(overlap), ~passed | held)
+    lacking = (TASKS.c.kind == kind, ~IS_CHECK, votes_on_task() < number(overlap))
+    return sa.select(TASKS.c.key).where(*lacking, ~passed | held)
 
 
-def progress_queries(annotator: str, overlap: int, kind: str, now: float) -> list[sa.Select]:
-    """Counts of tasks, in the order of `Progress`."""
-    tasks = sa.select(sa.func.count()).select_from(TASKS).where(TASKS.c.kind == kind)
-    mine = sa.exists().where(VOTES.c.task == TASKS.c.key, VOTES.c.annotator == annotator, IS_CURRENT)
-    voted, skipped = mine.where(VOTES.c.kind != "skip"), mine.where(VOTES.c.kind == "skip")
-    complete = votes_on_task() >= number(overlap)
-    return [tasks, *map(tasks.where, (complete, voted, skipped)), tasks.where(*open_to(annotator, overlap, now))]
+def free_query(overlap: int, kind: str, now: float) -> sa.Select:
+    """The questions that lack votes and that nobody has now, by priority; those with a known answer are left out."""
+    held = sa.exists().where(LEASES.c.task == TASKS.c.key, LEASES.c.expires > now)
+    query = sa.select(TASKS).where(TASKS.c.kind == kind, votes_on_task() < number(overlap), ~held, ~IS_CHECK)
+    return query.order_by(TASKS.c.priority.desc(), TASKS.c.number)
+
+
+def held_query(now: float) -> sa.Select:
+    """(kind, how many questions of it somebody has now)."""
+    query = sa.select(TASKS.c.kind, sa.func.count(sa.distinct(TASKS.c.key))).join(LEASES, LEASES.c.task == TASKS.c.key)
+    return query.where(LEASES.c.expires > now).group_by(TASKS.c.kind)
 
 
 def number(value: int) -> sa.ColumnElement[int]:

@@ -14,6 +14,7 @@ from mmrlhf import __version__
 from mmrlhf.types import SegmentLabel
 
 Kind = Literal["pair", "score", "rank", "likert", "segments", "point"]
+Asked = Kind | Literal["repeat"]  # a pair once more, after the same person answered it
 
 
 class Item(NamedTuple):
@@ -30,12 +31,12 @@ class Task:
 
     `kind` is the kind of answer: which of two items (pair), a score of one, the order of two or more (rank), levels of one by
     each of `criteria` (likert), labels on spans of `text` about one (segments), or points in one (point). `text` is what a
-    model answered about the item; likert may have one, too.
+    model answered about the item; likert may have one, too. A repeat is a pair that its raters answered before.
     """
 
     prompt: str
     items: tuple[str, ...]
-    kind: Kind = "pair"
+    kind: Asked = "pair"
     text: str = ""
     criteria: tuple[str, ...] = ()
     priority: float = 0.0
@@ -152,8 +153,8 @@ class Veto(NamedTuple):
 class Answer(NamedTuple):
     """An annotator's newest answer to a task; `number` orders answers in time.
 
-    `value` is a label (pair) or a score; the ranks of the task's items, in their order (rank); {"scores", "levels"} (likert);
-    [{"start", "end", "tag", "correction" if any}, …] (segments); [[x, y, tag], …] (point); None for a skip.
+    `value` is a label (pair, repeat) or a score; the ranks of the task's items, in their order (rank); {"scores", "levels"}
+    (likert); [{"start", "end", "tag", "correction" if any}, …] (segments); [[x, y, tag], …] (point); None for a skip.
     """
 
     number: int
@@ -181,10 +182,16 @@ def task_key(prompt: str, item_0: str, item_1: str) -> str:
 
 def question_key(kind: str, prompt: str, items: Sequence[str], text: str = "", criteria: Iterable[str] = ()) -> str:
     """32 hex digits that name a question of any kind, whatever the order of items and criteria."""
-    if kind in ("pair", "score"):  # as in the first layout, which had no kinds
+    if kind in ("pair", "score", "repeat"):  # as in the first layout, which had no kinds
         first, second = (*items, "", "")[:2]
-        return task_key(prompt, first, second)
+        key = task_key(prompt, first, second)
+        return repeat_key(key) if kind == "repeat" else key
     return digest([kind, prompt, sorted(items), text, sorted(criteria)])
+
+
+def repeat_key(pair: str) -> str:
+    """Names the question that asks for a pair once more."""
+    return digest(["repeat", pair])
 
 
 def digest(parts: list[Any]) -> str:

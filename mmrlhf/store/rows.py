@@ -29,7 +29,7 @@ from mmrlhf.types import Preference, SegmentLabel
 SOURCES = ("human", "simulated", "ai")
 KINDS: tuple[str, ...] = get_args(Kind)
 MOST_ITEMS = 1000
-ITEM_COUNTS = {"pair": (2, 2), "rank": (2, MOST_ITEMS)}  # from, to; of the other kinds one
+ITEM_COUNTS = {"pair": (2, 2), "repeat": (2, 2), "rank": (2, MOST_ITEMS)}  # from, to; of the other kinds one
 
 
 def task_row(task: Task) -> dict[str, Any]:
@@ -67,6 +67,12 @@ def preference_row(preference: Preference) -> dict[str, Any]:
     if not 0 <= p.label <= 1:
         raise UserError(f"a preference got label {p.label}, allowed is 0 to 1: 1 = first, 0 = second, 0.5 = tie")
     return answer_row(p, "pair", p.items, float(p.label), shown=p.shown)
+
+
+def repeat_row(preference: Preference) -> dict[str, Any]:
+    """The database row of a preference that was asked for once more: of a question of its own."""
+    key = question_key("repeat", preference.prompt, preference.items)
+    return preference_row(preference) | {"kind": "repeat", "task": key}
 
 
 def judgement_row(judgement: Judgement) -> dict[str, Any]:
@@ -268,6 +274,6 @@ def answer_of(row: Any, task: Task) -> Answer:
     items = json.loads(row.items)
     if row.kind == "rank":
         value = [value[items.index(item)] for item in task.items]
-    elif row.kind == "pair" and items[0] != task.item_0:
+    elif row.kind in ("pair", "repeat") and items[0] != task.item_0:
         value = 1 - value
     return Answer(row.number, task, row.kind, value, json.loads(row.extra), tuple(json.loads(row.unsafe)))

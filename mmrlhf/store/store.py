@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from mmrlhf import __version__
 from mmrlhf.store.database import insert, open_database, reading, trouble, writing
-from mmrlhf.store.queue import next_query, number, progress_queries, waiting_query
+from mmrlhf.store.queue import free_query, next_queries, number, waiting_query
 from mmrlhf.store.records import (
     Answer,
     Answered,
@@ -44,6 +44,7 @@ from mmrlhf.store.rows import (
     rank_of,
     rank_row,
     refuse_another_vote,
+    repeat_row,
     segments_of,
     segments_row,
     skip_row,
@@ -51,7 +52,8 @@ from mmrlhf.store.rows import (
     task_row,
     vetoes_of,
 )
-from mmrlhf.store.tables import IS_CURRENT, ITEMS, LEASES, SETTINGS, TASKS, VOTES
+from mmrlhf.store.tables import IS_CURRENT, ITEMS, LEASES, ON_CHECK, SETTINGS, TASKS, VOTES
+from mmrlhf.store.tally import Tally
 from mmrlhf.types import Preference
 
 LEASE_SECONDS = 900.0
@@ -68,6 +70,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.database = open_database(url)
         self.engine = self.database.engine
+        self.tally = Tally()
 
     @property
     def name(self) -> str:
@@ -127,7 +130,10 @@ class Store:
         now = time.time()
         with self.writing() as connection:
             connection.execute(LEASES.delete().where(LEASES.c.expires <= now))
-            rows = connection.execute(next_query(annotator, overlap, kind, now).limit(number(count))).all()
+            held, others = next_queries(annotator, overlap, kind, now)
+            rows = list(connection.execute(held.limit(number(count))))
+            if len(rows) < count:
+                rows += connection.execute(others.limit(number(count - len(rows))))
             for place, row in enumerate(rows):  # `since` keeps the order of the queue among those leased together
                 values = {"task": row.key, "annotator": annotator, "since": now + place * 1e-3, "expires": now + lease}
                 statement = insert(self.engine, LEASES).values(values)
@@ -143,18 +149,28 @@ class Store:
         with self.reading() as connection:
             return set(connection.execute(waiting_query(overlap, kind, time.time())).scalars())
 
+    def free_tasks(self, overlap: int = 1, *, kind: Kind = "pair", limit: int | None = None) -> list[Task]:
+        """The questions of a kind that lack votes and that nobody has before them now, the next one first; no checks."""
+        query = free_query(overlap, kind, time.time()).limit(limit)
+        with self.reading() as connection:
+            return [task_of(row) for row in connection.execute(query)]
+
+    def newest(self) -> int:
+        """The number of the last answer or skip of all, 0 where there is none: whether anything is new costs no search."""
+        with self.reading() as connection:
+            return connection.execute(sa.select(sa.func.max(VOTES.c.number))).scalar_one() or 0
+
     def progress(self, annotator: str = "", overlap: int = 1, *, kind: Kind = "pair") -> Progress:
         """How far the queue of a kind is, and how far one annotator is in it."""
-        queries = progress_queries(annotator, overlap, kind, time.time())
         with self.reading() as connection:
-            return Progress(*(connection.execute(query).scalar_one() for query in queries))
+            return self.tally.progress(connection, annotator, overlap, kind, time.time())
 
     def answers(
         self, annotator: str, before: int | None = None, limit: int = 1, *, kind: Kind | None = None
     ) -> list[Answer]:
         """This annotator's current answers to queued tasks, the newest first; `before` is the number of one already seen.
 
-        `kind` asks for tasks of one kind only.
+        `kind` asks for tasks of one kind only: of pairs, those that were asked again among them.
         """
         said = (VOTES.c.kind, VOTES.c["items"], VOTES.c.value, VOTES.c.extra, VOTES.c.unsafe)
         query = sa.select(VOTES.c.number, VOTES.c.task, *said).join(TASKS, TASKS.c.key == VOTES.c.task)
@@ -162,7 +178,7 @@ class Store:
         if before is not None:
             query = query.where(VOTES.c.number < number(before))
         if kind is not None:
-            query = query.where(TASKS.c.kind == kind)
+            query = query.where(TASKS.c.kind.in_([kind, "repeat"] if kind == "pair" else [kind]))
         with self.reading() as connection:
             rows = connection.execute(query.order_by(VOTES.c.number.desc()).limit(number(limit))).all()
             keys = [row.task for row in rows]
@@ -177,6 +193,10 @@ class Store:
     def add_many(self, preferences: Iterable[Preference]) -> int:
         """Record several in one transaction, all or none; returns how many are new."""
         return self._append([preference_row(preference) for preference in preferences])
+
+    def add_repeat(self, preference: Preference) -> bool:
+        """Record what an annotator says of a pair when asked again, beside what they said first; as `add`."""
+        return self._append([repeat_row(preference)]) == 1
 
     def add_judgement(self, judgement: Judgement) -> bool:
         """Record the score of one item; as `add`."""
@@ -207,48 +227,53 @@ class Store:
         when: str = "",
         *,
         unsafe: tuple[str, ...] = (),
+        extra: Mapping[str, Any] | None = None,
         app_version: str = __version__,
     ) -> bool:
         """Record that an annotator passes on a task, which withdraws an earlier vote of theirs; as `add`."""
         skipped = Answered(annotator=annotator, source="human", seconds=seconds, time=when, vote_id=vote_id,
-                           unsafe=unsafe, app_version=app_version)  # fmt: skip
+                           extra=dict(extra or {}), unsafe=unsafe, app_version=app_version)  # fmt: skip
         return self._append([skip_row(task, skipped)]) == 1
 
-    def preferences(self, include_superseded: bool = False) -> list[Preference]:
-        """The preferences in the order in which they came; without `include_superseded`, the current ones only."""
-        return self._records("pair", preference_of, include_superseded)
+    def preferences(self, include_superseded: bool = False, include_checks: bool = False) -> list[Preference]:
+        """The preferences in the order in which they came; without `include_superseded`, the current ones only.
 
-    def judgements(self, include_superseded: bool = False) -> list[Judgement]:
+        Answers to check questions are about the rater, not about the items: they need `include_checks`.
+        """
+        return self._records("pair", preference_of, include_superseded, include_checks)
+
+    def judgements(self, include_superseded: bool = False, include_checks: bool = False) -> list[Judgement]:
         """The scores of single items; as `preferences`."""
-        return self._records("score", judgement_of, include_superseded)
+        return self._records("score", judgement_of, include_superseded, include_checks)
 
-    def rankings(self, include_superseded: bool = False) -> list[RankJudgement]:
+    def rankings(self, include_superseded: bool = False, include_checks: bool = False) -> list[RankJudgement]:
         """The orders of items; as `preferences`."""
-        return self._records("rank", rank_of, include_superseded)
+        return self._records("rank", rank_of, include_superseded, include_checks)
 
-    def likert(self, include_superseded: bool = False) -> list[LikertJudgement]:
+    def likert(self, include_superseded: bool = False, include_checks: bool = False) -> list[LikertJudgement]:
         """The levels by several criteria; as `preferences`."""
-        return self._records("likert", likert_of, include_superseded)
+        return self._records("likert", likert_of, include_superseded, include_checks)
 
-    def segments(self, include_superseded: bool = False) -> list[SegmentJudgement]:
+    def segments(self, include_superseded: bool = False, include_checks: bool = False) -> list[SegmentJudgement]:
         """The labels on texts; as `preferences`."""
-        return self._records("segments", segments_of, include_superseded)
+        return self._records("segments", segments_of, include_superseded, include_checks)
 
-    def points(self, include_superseded: bool = False) -> list[PointJudgement]:
+    def points(self, include_superseded: bool = False, include_checks: bool = False) -> list[PointJudgement]:
         """The points in pictures; as `preferences`."""
-        return self._records("point", point_of, include_superseded)
+        return self._records("point", point_of, include_superseded, include_checks)
 
-    def vetoes(self) -> list[Veto]:
+    def vetoes(self, include_checks: bool = False) -> list[Veto]:
         """What current answers of any kind, and skips, call unsafe, in the order in which it was said."""
         query = sa.select(VOTES).where(VOTES.c.unsafe != "[]", IS_CURRENT).order_by(VOTES.c.number)
         with self.reading() as connection:
-            return [veto for row in connection.execute(query) for veto in vetoes_of(row)]
+            rows = connection.execute(query if include_checks else query.where(~ON_CHECK))
+            return [veto for row in rows for veto in vetoes_of(row)]
 
-    def count(self, kind: Kind = "pair") -> int:
+    def count(self, kind: Kind = "pair", include_checks: bool = False) -> int:
         """How many current answers of a kind there are."""
         query = sa.select(sa.func.count()).select_from(VOTES).where(VOTES.c.kind == kind, IS_CURRENT)
         with self.reading() as connection:
-            return connection.execute(query).scalar_one()
+            return connection.execute(query if include_checks else query.where(~ON_CHECK)).scalar_one()
 
     def secret(self) -> bytes:
         """32 random bytes made once for this store, to sign what raters' browsers keep."""
@@ -262,10 +287,13 @@ class Store:
         """Let go of the database. Everything is on disk before, too."""
         self.engine.dispose()
 
-    def _records(self, kind: Kind, of_row: Callable[[Any], Record], include_superseded: bool) -> list[Record]:
-        query = sa.select(VOTES).where(VOTES.c.kind == kind).order_by(VOTES.c.number)
+    def _records(
+        self, kind: Kind, of_row: Callable[[Any], Record], include_superseded: bool, include_checks: bool
+    ) -> list[Record]:
+        wanted = [VOTES.c.kind == kind, *([] if include_superseded else [IS_CURRENT])]
+        query = sa.select(VOTES).where(*wanted, *([] if include_checks else [~ON_CHECK])).order_by(VOTES.c.number)
         with self.reading() as connection:
-            rows = connection.execute(query if include_superseded else query.where(IS_CURRENT)).all()
+            rows = connection.execute(query).all()
         return [of_row(row) for row in rows]
 
     def _append(self, rows: list[dict[str, Any]]) -> int:

@@ -83,3 +83,6 @@ IS_CURRENT = ~(
     .where(LATER.c.task == VOTES.c.task, LATER.c.annotator == VOTES.c.annotator, LATER.c.number > VOTES.c.number)
     .correlate(VOTES)
 )
+ON_CHECK = (
+    sa.exists().where(CHECKS.c.task == VOTES.c.task).correlate(VOTES)
+)  # an answer to a question whose answer is known

@@ -31,16 +31,23 @@ def served(store: Store, **options) -> Iterator[httpx.Client]:
 class App:
     """`mmrlhf rate` as a process."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, errors: int | None = None) -> None:
         program = "from mmrlhf.cli import main; main()"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", program, "rate", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         assert self.process.stdout is not None
         self.lines = [self.process.stdout.readline(), self.process.stdout.readline()]
         found = re.search(r"http://\S+", self.lines[1])
         assert found, self.lines
         self.url = found.group()
+
+    def __enter__(self) -> "App":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)
 
     def stop(self, how: int = signal.SIGINT) -> str:
         """What it prints at the end."""

@@ -15,8 +15,8 @@ from PIL import Image
 from apps import rate_server
 from apps.rate import RateConfig, rate, serve, serve_until
 from apps.rate_answers import Vote, choice_of, preference, shown
-from apps.rate_api import sign, verify
 from apps.rate_items import Mode, draw_pairs, read_questions
+from apps.rate_login import sign, verify
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, content_hash, save_image
 from mmrlhf.store import Answer, Store, Task

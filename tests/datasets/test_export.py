@@ -1,6 +1,9 @@
 """Exports of stores and of files, and requests that cannot be met."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -8,10 +11,11 @@ import pytest
 from mmrlhf.answers import AnswerPair, write_answer_pairs
 from mmrlhf.data import Pair, read_pairs, write_pairs
 from mmrlhf.datasets.export import ExportConfig, export
+from mmrlhf.datasets.importing import ImportConfig, import_data
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, Rating, read_outcomes, write_outcomes
 from mmrlhf.segments import read_segments
-from mmrlhf.store import Judgement, Preference, SegmentJudgement, Store
+from mmrlhf.store import Judgement, LikertJudgement, Preference, RankJudgement, SegmentJudgement, Store, Task
 from mmrlhf.types import SegmentLabel
 from tests.datasets.files import touch
 
@@ -113,3 +117,101 @@ def test_marked_answers_of_a_store_become_segments(tmp_path: Path) -> None:
         export(ExportConfig(out, store=url, format="segments", source="simulated"))
     with pytest.raises(UserError, match="--format segments takes marked answers: give --store, and neither --data"):
         export(ExportConfig(out, data=out, format="segments"))
+
+
+def full_store(folder: Path) -> Path:
+    """A store with an answer of every kind that is about pictures, some of them vetoed."""
+    touch(folder, "a.png", "b.png", "c.png")
+    store = Store(str(folder / "full.db"))
+    store.add_items({name: (folder / f"{name}.png", "p") for name in "abc"})
+    ann: dict[str, Any] = {"prompt": "p", "annotator": "ann", "source": "human"}
+    shown = ("c", "a", "b")
+    store.add(Preference("p", ("a", "b"), 1.0, "ann", "human", ("b", "a"), unsafe=("b",)))
+    store.add_ranking(RankJudgement(items=("a", "b", "c"), ranks=(2, 1, 1), shown=shown, unsafe=("b",), **ann))
+    store.add_ranking(RankJudgement(items=("a", "c"), ranks=(1, 1), shown=("c", "a"), **ann))
+    store.add_judgement(Judgement("p", "a", 2.0, "ben", "simulated"))
+    store.add_likert(LikertJudgement(item="b", scores={"fit": 3, "look": 1}, levels=4, **ann))
+    store.add_likert(LikertJudgement(item="b", scores={"fit": 3}, text="an answer", **ann))
+    store.skip(Task("p", ("a", "c")), "ben", unsafe=("c",))
+    store.add_segments(SegmentJudgement(item="a", text="a dog", segments=(), **ann))
+    store.close()
+    return folder / "full.db"
+
+
+def test_outcomes_carry_rankings_criteria_and_vetoes(tmp_path: Path) -> None:
+    url, out = str(full_store(tmp_path)), tmp_path / "x.jsonl"
+    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
+    export(ExportConfig(out, store=url, format="outcomes"))
+    ann: dict[str, Any] = {"annotator": "ann"}
+    everything = [
+        Pair("p", b, a, 0.0, **ann),
+        Ranking("p", (c, a, b), (1.0, 2.0, 1.0), **ann),
+        Pair("p", c, a, 0.5, **ann),  # a ranking of ties alone
+        Rating("p", a, 2, annotator="ben"),
+        Rating("p", b, 3, 4, criterion="fit", **ann),
+        Rating("p", b, 1, 4, criterion="look", **ann),
+        Rating("p", b, 1, 2, criterion="safety", **ann),  # vetoed in two answers
+        Rating("p", c, 1, 2, criterion="safety", annotator="ben"),  # a skip, which has a veto all the same
+    ]
+    assert read_outcomes(out) == everything
+    export(ExportConfig(out, store=url, format="outcomes", vetoes="leave"))
+    assert read_outcomes(out) == everything[:-2]
+    export(ExportConfig(out, store=url, format="outcomes", source="simulated"))
+    assert read_outcomes(out) == [everything[3]]
+    export(ExportConfig(out, store=url))
+    strict = [Pair("p", c, a, 1.0, "p", **ann), Pair("p", a, b, 0.0, "p", **ann)]  # stay together
+    assert read_pairs(out) == [everything[0], *strict, everything[2]]
+
+
+@pytest.mark.parametrize("format", ["label-studio", "argilla"])
+def test_a_store_goes_out_to_other_tools_whole(format: Any, tmp_path: Path) -> None:
+    url, out = str(full_store(tmp_path)), tmp_path / "x.json"
+    export(ExportConfig(tmp_path / "outcomes.jsonl", store=url, format="outcomes"))
+    export(ExportConfig(tmp_path / "marked.jsonl", store=url, format="segments"))
+    export(ExportConfig(out, store=url, format=format))
+    import_data(ImportConfig(format, out, tmp_path / "back", rankings="keep"))
+    assert Counter(read_outcomes(tmp_path / "back" / "outcomes.jsonl")) == Counter(
+        read_outcomes(tmp_path / "outcomes.jsonl")
+    )
+    assert read_segments(tmp_path / "back" / "segments.jsonl") == read_segments(tmp_path / "marked.jsonl")
+
+
+def test_marked_answers_alone_go_out_to_other_tools(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    store = Store(str(tmp_path / "s.db"))
+    store.add_items({"a": (tmp_path / "a.png", "p")})
+    said: dict[str, Any] = {"text": "a dog", "segments": (), "annotator": "ann", "source": "human"}
+    store.add_segments(SegmentJudgement(prompt="what is it", item="a", **said))
+    store.close()
+    export(ExportConfig(tmp_path / "x.json", store=str(tmp_path / "s.db"), format="label-studio"))
+    assert import_data(ImportConfig("label-studio", tmp_path / "x.json", tmp_path / "back")) == 1
+
+
+def test_an_export_while_people_rate_is_whole(tmp_path: Path) -> None:
+    """Pictures and answers are added all the time, as an app that was started again with more pictures adds them."""
+    url = str(store_of(tmp_path))
+    done = Event()
+
+    def rate() -> None:
+        store = Store(url)
+        for number in range(10_000):
+            if done.is_set():
+                break
+            items = (f"x{number}", "a")
+            store.add_items({items[0]: (tmp_path / "b.png", "p")})
+            store.add(Preference("p", items, 1.0, "ann", "human", items, vote_id=items[0]))
+            store.add_ranking(
+                RankJudgement(prompt="p", items=items, ranks=(1, 2), shown=items, annotator="ann", source="human")
+            )
+        store.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        rating = pool.submit(rate)
+        counts = []
+        for number in range(8):
+            out = tmp_path / f"{number}.jsonl"
+            counts.append(len(export(ExportConfig(out, store=url, format="outcomes"), say=lambda _: None)))
+            assert len(read_outcomes(out)) == counts[-1]
+        done.set()
+        rating.result()
+    assert counts == sorted(counts) and counts[-1] > counts[0] >= 3

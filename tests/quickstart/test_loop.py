@@ -23,6 +23,7 @@ from mmrlhf.quickstart.rating import check_answers, check_port
 from mmrlhf.quickstart.run import QuickstartConfig, open_run
 from mmrlhf.quickstart.tuning import gain
 from mmrlhf.simulate import RATERS
+from mmrlhf.sockets import bind
 from mmrlhf.store import Store
 from mmrlhf.taste import taste
 from mmrlhf.training import TrainingRun
@@ -155,7 +156,7 @@ def test_too_few_answers_are_one_line() -> None:
 
 
 def test_a_taken_port_is_found_before_anything_is_done(tmp_path: Path) -> None:
-    with rate_server.bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         config = small(tmp_path / "run", rater="human", port=listener.getsockname()[1])
         with pytest.raises(UserError, match="cannot serve at .* give another --port"):
             check_port(config)

@@ -270,7 +270,7 @@ def test_a_broken_checkpoint(clip_folder: Path, pairs_file: Path, tmp_path: Path
     train(settings)
     (settings.out / "reward.json").unlink()
     (settings.out / "checkpoint.pt").write_bytes(b"cut")
-    with pytest.raises(UserError, match="is broken: remove it to start from the beginning"):
+    with pytest.raises(UserError, match="is broken: remove it to start again from the beginning"):
         train(dataclasses.replace(settings, resume=True))
 
 

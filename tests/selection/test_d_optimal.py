@@ -1,6 +1,7 @@
 """D-optimal design: the greedy that computes every determinant, the Hessian of a Bradley-Terry head, and the guarantee."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from mmrlhf.errors import UserError
 from selection.d_optimal import d_optimal
+from selection.pair_limits import Caps, PairLimits
+from selection.v_optimal import v_optimal
 from tests.selection.data import gaussian, seeded
 from tests.selection.invariants import Request, check_choice, check_refusals, requests
 
@@ -65,6 +68,17 @@ def test_a_first_pair_gains_the_closed_form() -> None:
     choice = d_optimal(z, 2, generator=seeded())
     assert choice.indices.tolist() == [0, 1]
     assert choice.gains.tolist() == pytest.approx([np.log(1 + 9 / 4 * 8 / 5), np.log(1 + 1 / 4 * 8 / 5)])
+
+
+@pytest.mark.parametrize("strategy", [d_optimal, v_optimal])
+def test_a_limit_is_kept_and_may_end_the_choice(strategy: Any) -> None:
+    z, prompts, images = gaussian(40, 4, dtype=np.float64), np.arange(40) // 10, np.arange(80).reshape(40, 2)
+    limit = PairLimits(prompts, images, Caps(3, 0, 9), asked=[5, 6])
+    choice = strategy(z, 20, already=[5, 6], generator=seeded(), limit=limit)
+    assert np.bincount(prompts[choice.indices]).tolist() == [1, 3, 3, 3] and len(choice.why) == len(choice.gains) == 10
+    free = strategy(z, 20, already=[5, 6], generator=seeded()).indices.tolist()
+    until = next(n for n in range(20) if (np.bincount(prompts[[5, 6, *free[: n + 1]]]) > 3).any())
+    assert until > 3 and choice.indices[:until].tolist() == free[:until]
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,6 +1,7 @@
 """Pairs worth asking about: candidates, caps, what uncertainty and distance do, and determinism."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_properties(
     assert max(Counter(prompt_ids[first.indices].tolist()).values()) <= cap
 
 
-def choose(z: torch.Tensor, scores: torch.Tensor | None, budget: int, **options: float) -> list[int]:
+def choose(z: torch.Tensor, scores: torch.Tensor | None, budget: int, **options: Any) -> list[int]:
     """Pair numbers, without a cap on prompts."""
     prompt_ids = torch.zeros(len(z), dtype=torch.long)
     return choose_pairs(
@@ -114,3 +115,11 @@ def test_what_cannot_be_done_is_told() -> None:
         choose_pairs(z, torch.full((4,), torch.nan), 1, per_prompt_cap=2, prompt_ids=prompt_ids, generator=seeded())
     with pytest.raises(UserError, match="pair embeddings hold NaN"):
         choose_pairs(z / 0, None, 1, per_prompt_cap=2, prompt_ids=prompt_ids, generator=seeded())
+
+
+def test_pairs_asked_earlier_are_kept_away_from() -> None:
+    z = torch.randn(60, 4, generator=seeded(5))
+    whole = choose(z, None, 12)
+    rest = torch.tensor([index for index in range(60) if index not in whole[:5]])
+    again = choose(z[rest], None, 7, asked=z[whole[:5]])
+    assert rest[again].tolist() == whole[5:]

@@ -179,8 +179,8 @@ def test_metadata_from_the_parquet_file_of_the_embeddings(matrix: Path) -> None:
     assert all(index % 2 for index in some["indices"])
 
 
-def test_predictions_change_density_and_d_optimal(matrix: Path) -> None:
-    for strategy in ("density", "d-optimal"):
+def test_predictions_change_density_and_designs(matrix: Path) -> None:
+    for strategy in ("density", "d-optimal", "v-optimal"):
         options: dict[str, Any] = {
             "embeddings": matrix,
             "budget": 20,

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from mmrlhf.errors import UserError
-from mmrlhf.store import Preference, Store, Task, postgres, store_exists
+from mmrlhf.store import Preference, Store, Task, postgres, store_exists, store_name
 from mmrlhf.store.database import reading, writing
 from mmrlhf.store.postgres import shown_url
 from tests.store.server import Server, programs, running_server
@@ -118,7 +118,7 @@ def test_a_newer_layout_is_refused(server: Server) -> None:
     Store(url).close()
     with server.connect(url) as connection:
         connection.execute("UPDATE mmrlhf_layout SET version_num = '99'")
-    with pytest.raises(UserError, match="has layout 99, allowed is 1 to 2: use the mmrlhf that wrote it"):
+    with pytest.raises(UserError, match="has layout 99, allowed is 1 to 3: use the mmrlhf that wrote it"):
         Store(url)
 
 
@@ -163,4 +163,6 @@ def test_without_psycopg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 def test_names() -> None:
     assert store_exists("postgresql://host/ratings")  # the server is asked later
     assert shown_url(sa.make_url("postgresql+psycopg://a:b@h/n")) == "postgresql://a:***@h/n"
+    assert store_name("postgresql://a:hush@h/n?sslpassword=hush") == "postgresql://a:***@h/n"
+    assert store_name("sqlite:///r.db") == store_name("r.db") == "r.db"
     assert psycopg.__version__.startswith("3.")

@@ -48,7 +48,7 @@ def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(UserError, match="has layout 99, allowed is 1 to 2: use the mmrlhf that wrote it"):
+    with pytest.raises(UserError, match="has layout 99, allowed is 1 to 3: use the mmrlhf that wrote it"):
         Store(str(path))
 
 

@@ -27,7 +27,9 @@ MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers; SigLIP resizes with b
 
 
 class SiglipBackbone:
-    """A SiglipModel in float32 with its tokenizer and preprocessing; picklable. Source: Zhai et al. 2023, Tschannen et al. 2025.
+    """A SiglipModel in float32 with its tokenizer and preprocessing. Source: Zhai et al. 2023, Tschannen et al. 2025.
+
+    Picklable; SigLIP 1's tokenizer, of sentencepiece, names its file in the pickle, which must still be there.
 
     Images are squashed to a square, and their embedding is pooled by attention. The text tower has no causal mask and sees its
     padding, and both generations were trained on prompts in lower case: so is each prompt written, and padded on the right to

@@ -12,7 +12,7 @@ from mmrlhf.models import pick_device
 from mmrlhf.rewards.judging.pairs import queued, read_listed, register
 from mmrlhf.rewards.judging.report import agreement_with, position_bias
 from mmrlhf.rewards.judging.verdicts import Judge, RewardJudge, judge_tasks
-from mmrlhf.rewards.judging.vlm_judge import QUESTION, VLMJudge, check_temperature
+from mmrlhf.rewards.judging.vlm_judge import LEAST_ANSWER, QUESTION, VLMJudge, check_temperature
 from mmrlhf.rewards.score import check_output, load_on
 from mmrlhf.store import Store, store_exists
 
@@ -22,7 +22,7 @@ class JudgeConfig:
     """Let a reward or a vision-language model judge pairs; killed and started again, it goes on where it was."""
 
     store: str
-    """sqlite:///FILE or a path: what `mmrlhf rate` uses. The verdicts go there, with source "ai"."""
+    """sqlite:///FILE, a path or postgresql://USER@HOST/NAME: what `mmrlhf rate` uses. The verdicts go there, with source "ai"."""
     reward: str | None = None
     """Judge by a reward (name, folder, …): P(first) = sigmoid of the difference of the scores / temperature."""
     vlm: str | None = None
@@ -39,6 +39,8 @@ class JudgeConfig:
     """Of the queued pairs, judge only those with fewer votes than this; all without."""
     question: str = QUESTION
     """What a vision-language model is asked; {prompt} is where the prompt goes."""
+    least_answer: float = LEAST_ANSWER
+    """It abstains from a pair where its next word is A or B with less than this probability; 0 takes any answer."""
     batch_size: int = 8
     """Pairs judged at a time; their verdicts are saved together."""
     seed: int = 0
@@ -63,8 +65,8 @@ def judge(config: JudgeConfig) -> dict[str, Any]:
             paths, tasks = queued(store, name, config.overlap)
         else:
             paths, tasks = listed[0], register(store, name, *listed[:2])
-        new = judge_tasks(rater, store, tasks, paths, name=name, tie_threshold=config.tie_threshold,
-                          batch_size=config.batch_size)  # fmt: skip
+        new, abstained = judge_tasks(rater, store, tasks, paths, name=name, tie_threshold=config.tie_threshold,
+                                     batch_size=config.batch_size)  # fmt: skip
         preferences = store.preferences()
     finally:
         store.close()
@@ -76,7 +78,7 @@ def judge(config: JudgeConfig) -> dict[str, Any]:
         "judge": name,
         "judged": new,
         "judged_before": len(verdicts) - new,
-        "abstained": len(tasks) - new,
+        "abstained": abstained,
         "ties": sum(p.label == 0.5 for p in verdicts),
         "position": position_bias(verdicts, seed=config.seed),
         "agreement": {source: found for source, found in agreement.items() if found},
@@ -91,8 +93,9 @@ def load_judge(config: JudgeConfig) -> Judge:
     """The reward or the vision-language model that the config names."""
     if config.vlm is not None:
         return VLMJudge.from_pretrained(
-            config.vlm, device=str(pick_device(config.device)), question=config.question, temperature=config.temperature
-        )
+            config.vlm, device=str(pick_device(config.device)), question=config.question, temperature=config.temperature,
+            least_answer=config.least_answer,
+        )  # fmt: skip
     return RewardJudge(load_on(str(config.reward), config.device), config.temperature)
 
 
@@ -112,8 +115,9 @@ def check_config(config: JudgeConfig) -> None:
     if (config.reward is None) == (config.vlm is None):
         raise UserError("got " + ("both" if config.vlm else "neither") + " of --reward and --vlm: give one of them")
     check_temperature(config.temperature)
-    if not 0 <= config.tie_threshold <= 1:
-        raise UserError(f"--tie-threshold got {config.tie_threshold}, allowed is from 0 to 1")
+    for option, share in (("tie-threshold", config.tie_threshold), ("least-answer", config.least_answer)):
+        if not 0 <= share <= 1:
+            raise UserError(f"--{option} got {share}, allowed is from 0 to 1")
     for option, value in (("batch-size", config.batch_size), ("overlap", config.overlap)):
         if value is not None and value < 1:
             raise UserError(f"--{option} got {value}, allowed is 1 or more")

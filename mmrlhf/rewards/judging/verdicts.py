@@ -57,9 +57,9 @@ def judge_tasks(
     name: str,
     tie_threshold: float = 0.0,
     batch_size: int = 8,
-) -> int:
-    """Put a verdict on each task into the store, a batch a transaction; returns how many, without the abstentions."""
-    count = 0
+) -> tuple[int, int]:
+    """Put a verdict on each task into the store, a batch a transaction: (how many are new there, how many abstentions)."""
+    count, abstained = 0, 0
     with tqdm(total=len(tasks), desc="judge", unit="pair") as bar:
         for start in range(0, len(tasks), batch_size):
             batch = tasks[start : start + batch_size]
@@ -72,10 +72,12 @@ def judge_tasks(
             )
             seconds = (time.perf_counter() - begun) / len(batch)
             rows = zip(batch, shown_left.tolist(), shown_right.tolist(), strict=True)
-            verdicts = [verdict(*row, name=name, tie_threshold=tie_threshold, seconds=seconds) for row in rows]
-            count += store.add_many(found for found in verdicts if found is not None)
+            answers = [verdict(*row, name=name, tie_threshold=tie_threshold, seconds=seconds) for row in rows]
+            verdicts = [answer for answer in answers if answer is not None]
+            count += store.add_many(verdicts)
+            abstained += len(answers) - len(verdicts)
             bar.update(len(batch))
-    return count
+    return count, abstained
 
 
 def both_orders(

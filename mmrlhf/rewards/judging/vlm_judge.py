@@ -22,6 +22,7 @@ QUESTION = (
 )
 LETTERS = ("A", "B")
 SPELLINGS = ("", "Ġ", "▁")  # how vocabularies write a letter: as it is, or after a space
+LEAST_ANSWER = 0.1  # asked for a letter, a model that can judge gives the two nearly everything
 
 
 class VLMJudge:
@@ -29,14 +30,23 @@ class VLMJudge:
 
     Any model of `AutoModelForImageTextToText` that takes two images a prompt (Qwen-VL, LLaVA …), asked through its processor's
     chat template; a plain one where it has none. `question` holds {prompt} where the prompt goes. `temperature` divides the log-
-    odds. One order only: whoever asks swaps the pictures, against position bias (Zheng et al. 2023).
+    odds. It abstains (NaN) where P("A") + P("B") is below `least_answer`: the model would say something else. One order only:
+    whoever asks swaps the pictures, against position bias (Zheng et al. 2023).
     """
 
     symmetric = False
 
-    def __init__(self, model: Any, processor: Any, *, question: str = QUESTION, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        question: str = QUESTION,
+        temperature: float = 1.0,
+        least_answer: float = LEAST_ANSWER,
+    ) -> None:
         self.model, self.processor = model.eval().requires_grad_(False), processor
-        self.question, self.temperature = question, temperature
+        self.question, self.temperature, self.least_answer = question, temperature, least_answer
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"  # so that the next token comes after the last column
         if self.tokenizer.pad_token is None:
@@ -46,10 +56,11 @@ class VLMJudge:
         self.control = sorted(filter(str.strip, names), key=len, reverse=True)
 
     @classmethod
-    def from_pretrained(
-        cls, model: str, *, device: str = "cpu", question: str = QUESTION, temperature: float = 1.0
-    ) -> "VLMJudge":
-        """A folder or hub id; float32 on the CPU, else as the weights were saved. UserError where it is no such model."""
+    def from_pretrained(cls, model: str, *, device: str = "cpu", **options: Any) -> "VLMJudge":
+        """A folder or hub id; float32 on the CPU, else as the weights were saved. UserError where it is no such model.
+
+        `options` are the others of the class.
+        """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         where = resolve_model(model)
@@ -63,10 +74,10 @@ class VLMJudge:
                 f"cannot load the vision-language model {model} ({one_line(error)}): give the folder or hub id of a model "
                 "that takes images and texts, such as Qwen/Qwen2.5-VL-3B-Instruct"
             ) from error
-        return cls(weights, processor, question=question, temperature=temperature)
+        return cls(weights, processor, **options)
 
     def __call__(self, prompts: Sequence[str], left: Sequence[Path], right: Sequence[Path]) -> Float[np.ndarray, " b"]:
-        """P(left preferred) for each pair of picture files; NaN where the model gives no number."""
+        """P(left preferred) for each pair of picture files; NaN where the model gives no number, or answers neither A nor B."""
         pictures = [[picture(first), picture(second)] for first, second in zip(left, right, strict=True)]
         try:
             log_probs = self.next_token(prompts, pictures)
@@ -76,7 +87,8 @@ class VLMJudge:
                 "smaller --batch-size where memory is short"
             ) from error
         a, b = (log_probs[:, tokens].logsumexp(dim=-1) for tokens in self.letters)
-        return torch.sigmoid((a - b) / self.temperature).double().cpu().numpy()
+        answered = torch.logaddexp(a, b).exp() >= self.least_answer
+        return torch.sigmoid((a - b) / self.temperature).where(answered, math.nan).double().cpu().numpy()
 
     @torch.no_grad()
     def next_token(self, prompts: Sequence[str], pictures: list[list[Image.Image]]) -> Float[Tensor, "b v"]:

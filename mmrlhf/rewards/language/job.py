@@ -20,7 +20,7 @@ from mmrlhf.rewards.language.model import KIND, LanguageReward
 from mmrlhf.rewards.language.train import train_language
 from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters, warmup
 from mmrlhf.rewards.training.fit import annotator_weights, held_out_figures, split_for_validation
-from mmrlhf.rewards.training.rounds import OnFault, gather_by, read_answers, read_judgements
+from mmrlhf.rewards.training.rounds import OnFault, gather_by, read_answers, read_judgements, refuse_monotony
 
 # what None stands for: epochs, learning rate, weight decay. Rates of the order that reward models of language are trained at.
 DEFAULTS: dict[str, tuple[int, float, float]] = {
@@ -56,6 +56,8 @@ def make_job(config: TrainConfig) -> Job:
     read = partial(labelled_pairs, on_fault=config.on_fault)
     judgements = gather_by(read, config.judgements, config.replay, config.replay_share, config.annotators, config.seed)
     everything, old = judgements.everything, judgements.old
+    if config.start is None:
+        refuse_monotony(everything, config.judgements)
     training, held_out = split_for_validation(everything, config.validation, config.seed)
     weights = annotator_weights(training, judgements.reliability)
 

@@ -123,10 +123,11 @@ def check_weight(weight: float, where: str) -> None:
 
 
 def refuse_monotony(spans: Sequence[SpanLabel], pairs: Sequence[SequencePair]) -> None:
-    """UserError where there is nothing to learn: no label, or nothing but one tag or one score."""
+    """UserError where there is nothing to learn: no label, or nothing but one tag or one score, and ties."""
     said = {span.value for span in spans}
-    if not pairs and len(said) < 2:
-        got = f"only the label {next(iter(said))!r}" if said else "no label"
+    if len(said) < 2 and all(pair.label == 0.5 for pair in pairs):
+        told = [f"the label {value!r}" for value in said] + ["ties"] * bool(pairs)
+        got = f"only {' and '.join(told)}" if told else "no label"
         raise UserError(
             f"a segment reward got {got}: give spans of another tag or score too, or comparisons (where annotators mark only "
             "what is wrong, mmrlhf.segments.with_rest labels the rest)"

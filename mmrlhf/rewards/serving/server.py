@@ -1,8 +1,7 @@
-"""An app on a socket: bound before anything is loaded, served until Ctrl-C, or in a thread of its own."""
+"""An app on a socket: served until Ctrl-C, or in a thread of its own."""
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,36 +9,9 @@ from typing import Any
 
 import uvicorn
 
-from mmrlhf.errors import UserError
+from mmrlhf.sockets import bind, url_of
 
 SECONDS_TO_END = 10  # what requests in flight have left after Ctrl-C
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket with this address, which answers nobody yet. UserError where the address cannot be had."""
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port got {port}, allowed is 0 (any free one) to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot serve at {host}:{port} ({error.strerror}): give another --port (0 takes any free one) or --host"
-        ) from error
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where its clients on this machine go."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def server(app: Any) -> uvicorn.Server:

@@ -11,7 +11,7 @@ from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
 from mmrlhf.rewards.training.config import Job, Report, TrainConfig, hyperparameters, warmup
 from mmrlhf.rewards.training.fit import annotator_weights, fit_reward, split_for_validation
-from mmrlhf.rewards.training.rounds import Judgements, forgetting, gather, pairs_only
+from mmrlhf.rewards.training.rounds import Judgements, forgetting, gather, pairs_only, refuse_monotony
 from mmrlhf.rewards.training.table import Objective
 from mmrlhf.rewards.training.towers import fine_tune
 
@@ -22,6 +22,8 @@ def make_image_job(config: TrainConfig) -> Job:
     judgements = gather(
         config.judgements, config.replay, config.replay_share, config.annotators, config.on_fault, config.seed
     )
+    if config.start is None:
+        refuse_monotony(judgements.everything, config.judgements)
 
     def run(checkpoint: Path, state: Any, report: Report) -> CLIPReward:
         start = None if config.start is None else CLIPReward.load(config.start).to(device)

@@ -16,6 +16,7 @@ from mmrlhf.datasets.judgements import Judgement
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
 from mmrlhf.rewards.clip import CLIPReward
+from mmrlhf.segments import SegmentedItem
 
 OnFault = Literal["refuse", "skip"]
 T = TypeVar("T", bound=Judgement)
@@ -91,11 +92,11 @@ def read_answers(path: Path, on_fault: OnFault) -> list[AnswerPair]:
 def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> list[Judgement]:
     """What can be used; says how much cannot. UserError where nothing can."""
     from mmrlhf.datasets.checked import checked
-    from mmrlhf.datasets.rows import Fault
+    from mmrlhf.datasets.rows import Fault, Row
 
     rows = list(checked(format_name, path, None))
     faults = [row for row in rows if isinstance(row, Fault)]
-    found = [row.judgement for row in rows if not isinstance(row, Fault)]
+    found = [row.judgement for row in rows if isinstance(row, Row) and not isinstance(row.judgement, SegmentedItem)]
     if faults:
         distributed.say(
             f"note: {len(faults)} rows of {path} are left out, the first is {faults[0].where}: {faults[0].problem}"
@@ -103,6 +104,34 @@ def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> l
     if not found:
         raise UserError(f"no row of {path} can be used: see `mmrlhf data validate`")
     return found
+
+
+def refuse_monotony(judgements: Sequence[Judgement], path: Path) -> None:
+    """UserError where nothing is put before anything; a note where that is so by some criteria only.
+
+    That the first is always the better one is fine: no reward sees sides.
+    """
+    own: dict[str, list[Judgement]] = {}
+    for judgement in judgements:
+        own.setdefault(judgement.criterion, []).append(judgement)
+    flat = [criterion for criterion in own if not tells_apart(own[criterion])]
+    if len(flat) == len(own):
+        raise UserError(
+            f"all {len(judgements)} judgements of {path} are ties or ratings of one level, from which nothing is learnt: give "
+            "pairs of which one is better, rankings, or ratings that differ"
+        )
+    for criterion in flat:
+        name = f"by '{criterion}'" if criterion else "without a criterion"
+        distributed.say(
+            f"note: all {len(own[criterion])} judgements {name} are ties or ratings of one level: nothing is learnt"
+        )
+
+
+def tells_apart(judgements: Sequence[Judgement]) -> bool:
+    """Whether any is no tie, or ratings differ."""
+    levels = {judgement.rating for judgement in judgements if isinstance(judgement, Rating)}
+    compared = [judgement for judgement in judgements if not isinstance(judgement, Rating)]
+    return len(levels) > 1 or any(isinstance(j, Ranking) or j.label_0 != 0.5 for j in compared)
 
 
 def reliabilities(outcomes: Sequence[Judgement]) -> dict[str, float]:

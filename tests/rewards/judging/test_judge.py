@@ -104,7 +104,9 @@ def test_a_file_of_pairs(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_vision_language_model_and_its_bias(tmp_path: Path, pictures: dict[str, Path]) -> None:
+def test_a_vision_language_model_and_its_bias(
+    tmp_path: Path, pictures: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     files = list(pictures.values())
     labels = [(0, 1, 1.0, "ann"), (1, 2, 0.0, "ann"), (2, 3, 1.0, "bob"), (0, 1, 1.0, "bob")]
     pairs = [Pair("a cat", files[a], files[b], label, annotator=who) for a, b, label, who in labels]
@@ -113,7 +115,7 @@ def test_a_vision_language_model_and_its_bias(tmp_path: Path, pictures: dict[str
     write_pairs([*pairs, Pair("a cat", files[0], same, 0.5)], tmp_path / "pairs.jsonl")
     config = JudgeConfig(
         store=str(tmp_path / "ai.db"), data=tmp_path / "pairs.jsonl", vlm=str(small_vlm(tmp_path / "vlm")), batch_size=2,
-        name="small", question="{prompt}",
+        name="small", question="{prompt}", least_answer=0.0,
     )  # fmt: skip
     figures = judge(config)
     assert figures["judged"] == 3 and figures["judge"] == "small"
@@ -122,6 +124,9 @@ def test_a_vision_language_model_and_its_bias(tmp_path: Path, pictures: dict[str
     for found in votes(config, "small"):
         left, right = found.extra["p_first_shown_left"], found.extra["p_first_shown_right"]
         assert left != right and found.label == pytest.approx((left + right) / 2)
+    figures = judge(replace(config, name="unsure", least_answer=0.5))  # random weights say neither A nor B
+    assert (figures["judged"], figures["abstained"], figures["ties"]) == (0, 3, 0) and not votes(config, "unsure")
+    assert "(0 before, 3 abstained)" in capsys.readouterr().out
 
 
 def test_who_abstains_leaves_no_vote(config: JudgeConfig, tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_who_abstains_leaves_no_vote(config: JudgeConfig, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REWARDS, "unsure", lambda: FunctionReward(f"{tmp_path / 'unsure.py'}:never"))
         figures = judge(replace(config, reward="unsure", name="unsure"))
-    assert (figures["judged"], figures["abstained"]) == (0, 3)
+    assert (figures["judged"], figures["abstained"], figures["ties"]) == (0, 3, 0)
     assert figures["agreement"] == {} and figures["position"] is None and not votes(config, "unsure")
 
 
@@ -140,6 +145,7 @@ def test_mistakes(config: JudgeConfig, tmp_path: Path, pictures: dict[str, Path]
         ({"vlm": "some/model"}, "got both of --reward and --vlm: give one of them"),
         ({"temperature": 0.0}, "--temperature got 0.0, allowed is a finite number above 0"),
         ({"tie_threshold": 1.5}, "--tie-threshold got 1.5, allowed is from 0 to 1"),
+        ({"least_answer": -0.1}, "--least-answer got -0.1, allowed is from 0 to 1"),
         ({"batch_size": 0}, "--batch-size got 0, allowed is 1 or more"),
         ({"overlap": 0}, "--overlap got 0, allowed is 1 or more"),
         ({"out": tmp_path}, "is a folder: give the name of a file to write"),

@@ -16,7 +16,7 @@ from tests.small_clip import noisy_colour
 
 
 class Biased:
-    """Prefers the higher number in a file's name, by a logistic rule, and leans to the left by `lean`; "nan" abstains."""
+    """Prefers the higher number in a file's name, by a logistic rule, and leans to the left by `lean`."""
 
     symmetric = False
 
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_one_pair_by_hand(store: Store) -> None:
     rater = Biased(lean=1.0)
     assert isinstance(rater, Judge)
-    assert judge_tasks(rater, store, [Task("p", ("a", "b"))], PATHS, name="ai") == 1
+    assert judge_tasks(rater, store, [Task("p", ("a", "b"))], PATHS, name="ai") == (1, 0)
     assert rater.asked == [("0.0", "0.3"), ("0.3", "0.0")]
     (found,) = store.preferences()
     left, right = expit(-0.3 + 1), 1 - expit(0.3 + 1)
@@ -59,7 +59,7 @@ def test_one_pair_by_hand(store: Store) -> None:
 
 def test_a_lean_is_measured_and_cancelled(store: Store) -> None:
     lean = 0.9
-    assert judge_tasks(Biased(lean), store, TASKS, PATHS, name="ai", batch_size=3) == len(TASKS)
+    assert judge_tasks(Biased(lean), store, TASKS, PATHS, name="ai", batch_size=3) == (len(TASKS), 0)
     verdicts = store.preferences()
     gaps = np.array([QUALITIES[v.items[0]] - QUALITIES[v.items[1]] for v in verdicts])
     assert [v.label > 0.5 for v in verdicts] == (gaps > 0).tolist()
@@ -84,6 +84,19 @@ def test_ties_and_abstentions() -> None:
     assert label(math.nan, 0.2, 0.0) is None and label(0.2, math.nan, 0.0) is None
 
 
+def test_abstentions_are_counted_and_are_no_ties(store: Store) -> None:
+    """Of one order or both; whatever the threshold."""
+
+    class Silent(Biased):
+        def __call__(self, prompts: Sequence[str], left: Sequence[Path], right: Sequence[Path]) -> np.ndarray:
+            found = super().__call__(prompts, left, right)
+            return np.where([path == PATHS["a"] for path in left], math.nan, found)
+
+    assert judge_tasks(Silent(0.0), store, TASKS, PATHS, name="ai", batch_size=3, tie_threshold=1.0) == (6, 4)
+    votes = store.preferences()
+    assert len(votes) == 6 and all(vote.label == 0.5 and "a" not in vote.items for vote in votes)
+
+
 def test_a_kill_loses_no_verdict_and_repeats_none(store: Store, tmp_path: Path) -> None:
     first = Biased(0.0, dies_at=8)  # after the second batch of two, in both orders
     with pytest.raises(KeyboardInterrupt):
@@ -97,8 +110,8 @@ def test_a_kill_loses_no_verdict_and_repeats_none(store: Store, tmp_path: Path) 
     assert len(first.asked) + len(second.asked) == 2 * len(TASKS)
     assert len(again.preferences(include_superseded=True)) == len(TASKS)
     # the same verdict sent twice is one
-    assert judge_tasks(Biased(0.0), again, TASKS, PATHS, name="ai") == 0
-    assert judge_tasks(Biased(0.0), again, TASKS, PATHS, name="another") == len(TASKS)
+    assert judge_tasks(Biased(0.0), again, TASKS, PATHS, name="ai") == (0, 0)
+    assert judge_tasks(Biased(0.0), again, TASKS, PATHS, name="another") == (len(TASKS), 0)
     again.close()
 
 

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def judge(folder: Path) -> VLMJudge:
-    return VLMJudge.from_pretrained(str(folder), question="{prompt}?")
+    return VLMJudge.from_pretrained(str(folder), question="{prompt}?", least_answer=0.0)  # its weights are random
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,19 @@ def test_alone_and_together_and_cooler(judge: VLMJudge, pictures: list[Path]) ->
     judge.temperature = 0.1
     odds = together / (1 - together)
     np.testing.assert_allclose(judge(PROMPTS, pictures[:3], pictures[1:]), odds**10 / (1 + odds**10), atol=1e-4)
+
+
+def test_who_answers_neither_abstains(judge: VLMJudge, pictures: list[Path]) -> None:
+    """By what the model itself gives to A and B: a bound between two pairs' parts them."""
+    all_pairs = [[f, g] for f, g in zip(pictures[:3], pictures[1:], strict=True)]
+    log_probs = judge.next_token(PROMPTS, [[Image.open(file).convert("RGB") for file in pair] for pair in all_pairs])
+    said = log_probs.exp()[:, [token for tokens in judge.letters for token in tokens]].sum(dim=1).numpy()
+    free = judge(PROMPTS, pictures[:3], pictures[1:])
+    assert np.isfinite(free).all() and len(set(said)) == 3 and said.max() < 0.1
+    judge.least_answer = float(np.sort(said)[:2].mean())
+    held = judge(PROMPTS, pictures[:3], pictures[1:])
+    np.testing.assert_array_equal(np.isnan(held), said == said.min())
+    np.testing.assert_allclose(held[~np.isnan(held)], free[~np.isnan(held)], rtol=1e-6)
 
 
 def test_sides_matter_to_it_until_both_orders_are_asked(judge: VLMJudge, pictures: list[Path]) -> None:

@@ -98,6 +98,9 @@ def test_a_comparison_that_is_not_allowed_is_refused(wrong: SequencePair, said: 
 def test_labels_that_all_say_the_same_are_refused(spans: list[SpanLabel], said: str) -> None:
     with pytest.raises(UserError, match=said):
         tabulate_labels(spans, [], MASK)
+    with pytest.raises(UserError, match="a segment reward got only .*ties: give spans of another tag"):
+        tabulate_labels(spans, [SequencePair(0, 1, 0.5)], MASK)
+    assert len(tabulate_labels(spans, [SequencePair(0, 1, 0.6)], MASK).pairs) == 1
 
 
 @st.composite

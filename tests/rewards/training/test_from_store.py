@@ -8,7 +8,7 @@ from mmrlhf.data import Pair, read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.outcomes import read_outcomes
-from mmrlhf.rewards.train import TrainConfig, train
+from mmrlhf.rewards.train import TrainConfig, settings, train
 from mmrlhf.store import Preference, Store
 
 
@@ -78,3 +78,8 @@ def test_what_cannot_be_is_one_line(url: str, pairs_file: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="holds no run on a store's answers"):
         train(TrainConfig(out=tmp_path / "run", store=url, resume=True))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_password_is_written_nowhere(pairs_file: Path, tmp_path: Path) -> None:
+    config = TrainConfig(pairs_file, out=tmp_path, store="postgresql://ann:hush@host/ratings")
+    assert settings(config)["store"] == "postgresql://ann:***@host/ratings"

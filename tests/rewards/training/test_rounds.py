@@ -1,7 +1,9 @@
 """What a round of training is made of: replayed judgements, annotators by their reliability, and rows with faults left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -73,6 +75,48 @@ def test_rows_with_faults_are_refused_or_left_out(
     assert not (tmp_path / "run").exists()
     train(TrainConfig(file, out=tmp_path / "run", model=str(clip_folder), epochs=1, on_fault="skip"))
     assert "note: 2 rows of" in capsys.readouterr().out and (tmp_path / "run" / "reward.json").is_file()
+
+
+@pytest.mark.parametrize("on_fault", ["refuse", "skip"])
+def test_judgements_that_all_say_the_same(
+    clip_folder: Path,
+    pairs_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    on_fault: Literal["refuse", "skip"],
+) -> None:
+    """Refused before anything is written; by one criterion among others a note; the first always the better is nothing odd."""
+    pairs = read_pairs(pairs_file)[:20]
+    ties: list[Outcome] = [replace(p, label_0=0.5) for p in pairs]
+    same: list[Outcome] = [Rating(p.prompt, p.image_0, 2, 3, criterion="c") for p in pairs]
+    config = TrainConfig(
+        tmp_path / "data.jsonl", out=tmp_path / "run", model=str(clip_folder), epochs=1, on_fault=on_fault
+    )
+    for flat in (ties, same, [*ties, *same]):
+        write_outcomes(flat, tmp_path / "data.jsonl")
+        with pytest.raises(
+            UserError, match=rf"all {len(flat)} judgements of .* are ties or ratings of one level, from"
+        ):
+            train(config)
+        assert not (tmp_path / "run").exists()
+    first = [
+        p if p.label_0 > 0.5 else replace(p, image_0=p.image_1, image_1=p.image_0, label_0=1 - p.label_0) for p in pairs
+    ]
+    write_outcomes([*first, *same], tmp_path / "data.jsonl")
+    train(config)
+    assert "note: all 20 judgements by 'c' are ties or ratings of one level: nothing is" in capsys.readouterr().out
+
+
+def test_what_is_left_may_all_say_the_same(clip_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """The one strict pair has a fault: named, or left out, and then there is nothing to learn."""
+    pairs = [replace(p, label_0=0.5) for p in read_pairs(pairs_file)[:5]]
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    write_pairs([*pairs, Pair("p", tmp_path / "bad.png", pairs[0].image_0, 1.0)], tmp_path / "data.jsonl")
+    config = TrainConfig(tmp_path / "data.jsonl", out=tmp_path / "run", model=str(clip_folder), on_fault="skip")
+    with pytest.raises(UserError, match="all 5 judgements of .* are ties"):
+        train(config)
+    with pytest.raises(UserError, match="bad.png is not a readable image"):
+        train(replace(config, on_fault="refuse"))
 
 
 def test_towers_take_pairs_and_rankings(tmp_path: Path) -> None:
