@@ -1,1 +1,1 @@
-"""Vision-language policies and hallucination rewards (to come)."""
+"""Vision-language policies, rewards of parts of answers, the methods that fine-tune on them, and hallucination benchmarks."""

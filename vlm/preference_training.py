@@ -179,7 +179,7 @@ def batch_loss(
     length: float,
     part: Int[Tensor, " b"],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of some pairs, and its metrics. `length` is that of a better answer in the update: its tokens are imitated alike."""
+    """The loss of some pairs, and its metrics. `length` is that of a better answer in the update, whose tokens count alike."""
     (chosen, rejected), imitation = answers_and_imitation(policy, [pairs[i] for i in part.tolist()], weighting)
     reference = start[:, part.to(start.device)]
     loss, figures = dpo_loss(chosen, rejected, reference[0], reference[1], config.beta, config.label_smoothing)

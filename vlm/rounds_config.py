@@ -49,16 +49,16 @@ class RoundsConfig:
     """Where an answer is cut."""
     batch_size: int = 64
     """Questions answered at a time."""
-    epochs: int = 2
+    epochs: int = 3
     """Passes over a round's marked answers."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 4e-4
     """Of AdamW; for tiny-llava, that of a large model's LoRA is about a tenth."""
-    beta: float = 2.0
+    beta: float = 5.0
     """How strongly a round's policy is held to the one before; more than RLHF-V's, for the rate is far above theirs."""
     gamma: float = 5.0
     """How much more the corrected words count than the others."""
-    sft_weight: float = 0.0
-    """How much imitating the corrected answers counts beside the comparison."""
+    sft_weight: float = 3.0
+    """How much imitating the corrected answers counts beside the comparison; without, the model soon says less and less."""
     lora_rank: int = 16
     """Rank of a round's LoRA, which is merged into the model at its end; 0 trains all weights."""
     train_batch_size: int = 32
