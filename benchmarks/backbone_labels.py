@@ -77,7 +77,6 @@ def backbone(name: str, epochs: int, out: Path) -> str:
     return str(run / "backbone")
 
 
-@torch.no_grad()
 def embeddings(name: str, epochs: int, files: list[Path], out: Path) -> Float[np.ndarray, "n d"]:
     """Of every picture, kept in `out`."""
     file = out / f"{name.replace(' ', '-')}.npy"

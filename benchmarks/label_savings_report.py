@@ -15,6 +15,7 @@ BEYOND = (905, 1280, 1810, 2560)  # measured for random only, so that a ratio to
 SHARES = (0.95, 0.98)  # of the agreement that all ratings of the pool give
 SHOWN = (40, 160, 640)
 RESAMPLES = 2000
+STRONG = {"random": "black", "V-optimal": "crimson"}  # drawn with thick lines
 
 Curves = dict[str, Float[np.ndarray, "seeds _"]]  # of random's, the last column is with all ratings of the pool
 
@@ -119,15 +120,15 @@ def draw_plot(results: dict[str, Curves], titles: dict[str, str], file: Path) ->
     matplotlib.use("Agg")
     rows = -(-len(results) // 3)
     figure, axes = pyplot.subplots(rows, min(3, len(results)), figsize=(16, 5 * rows), squeeze=False)
-    palette = ["black", *pyplot.get_cmap("tab20").colors]  # type: ignore[attr-defined]
-    colours = dict(zip(names_of(results), palette, strict=False))
+    others = [name for name in names_of(results) if name not in STRONG]
+    colours = dict(zip(others, pyplot.get_cmap("tab20").colors, strict=False)) | STRONG  # type: ignore[attr-defined]
     for axis, (name, curves) in zip(axes.flat, results.items(), strict=False):
         draw_panel(axis, curves, colours)
         axis.set_title(titles[name])
-        axis.legend(fontsize=7, loc="lower right", ncol=2)
     for axis in axes.flat[len(results) :]:
         axis.remove()
-    figure.tight_layout()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncol=7)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=80)
     pyplot.close(figure)
@@ -137,7 +138,7 @@ def draw_panel(axis: pyplot.Axes, curves: Curves, colours: dict[str, Any]) -> No
     """A source's curves, and what all ratings of its pool give, with the two targets below."""
     everything, mean = float(curves["random"][:, -1].mean()), curves["random"].mean(axis=0)[: len(POINTS)]
     for strategy, values in curves.items():
-        width, own = 2.5 if strategy in ("random", "V-optimal") else 1.0, values.mean(axis=0)[: len(POINTS)]
+        width, own = 2.5 if strategy in STRONG else 1.0, values.mean(axis=0)[: len(POINTS)]
         axis.plot(POINTS, own, label=strategy, color=colours[strategy], lw=width, marker=".", ms=4)
     error = curves["random"].std(axis=0, ddof=1)[: len(POINTS)] / np.sqrt(len(curves["random"]))
     axis.fill_between(POINTS, mean - error, mean + error, color="black", alpha=0.12, lw=0)
