@@ -25,8 +25,9 @@ from apps.throttle import Throttle, address_of, in_words
 from mmrlhf.datasets.export import ExportConfig, ExportFormat, export
 from mmrlhf.errors import UserError
 from mmrlhf.page import number, percent
+from mmrlhf.rater_quality import left_shares
 from mmrlhf.store import Kind, Store
-from mmrlhf.store.checks import check_results, repeat_results
+from mmrlhf.store.checks import check_results, flagged, repeat_results
 
 COOKIE = "mmrlhf_owner"
 COOKIE_SECONDS = 12 * 3600
@@ -48,11 +49,10 @@ HEADERS = {
 
 
 class Look(NamedTuple):
-    """A look at the store (checks are passed of asked, repeats alike of asked), when it was taken, and how long it took."""
+    """A look at the store, with more columns of the raters' table, when it was taken, and how long it took."""
 
     study: Study
-    checks: dict[str, tuple[int, int]]
-    repeats: dict[str, tuple[int, int]]
+    columns: list[tuple[str, dict[str, str]]]
     taken: float
     seconds: float
 
@@ -70,11 +70,22 @@ class Watch:
         with self.lock:
             began = time.monotonic()
             if self.last is None or began - self.last.taken >= max(FRESH_SECONDS, 10 * self.last.seconds):
-                found, checks = study(self.store, self.overlap), check_results(self.store)
-                repeats = repeat_results(self.store)
+                found, columns = study(self.store, self.overlap), quality(self.store)
                 taken = time.monotonic()
-                self.last = Look(found, checks, repeats, taken, taken - began)
+                self.last = Look(found, columns, taken, taken - began)
             return self.last
+
+
+def quality(store: Store) -> list[tuple[str, dict[str, str]]]:
+    """(title, rater -> what is said) of checks, repeats, a bias for a side, and answers that came too fast; of what there is."""
+    lefts = {
+        rater: f"{100 * found.share:.0f} %{'' if found.low <= 0.5 <= found.high else ' !'}"
+        for rater, found in left_shares(store.preferences()).items()
+    }
+    columns = [("checks", check_results(store)), ("repeats", repeat_results(store))]
+    shares = [(title, {rater: f"{good} of {asked}" for rater, (good, asked) in own.items()}) for title, own in columns]
+    fast = {rater: str(count) for rater, count in flagged(store, "too_fast").items()}
+    return [(title, found) for title, found in (*shares, ("left", lefts), ("too fast", fast)) if found]
 
 
 def add_owner_page(app: FastAPI, store: Store, overlap: int, owner: Owner) -> None:
@@ -151,7 +162,7 @@ def body(look: Look) -> str:
     part = environment().get_template("owner_page.html").module.body  # type: ignore[attr-defined]
     there = {row.kind for row in found.kinds if row.answers}
     return part(
-        found, [("checks", look.checks), ("repeats", look.repeats)], found.raters[:MOST_RATERS], WORDS, chart(found.times),
+        found, look.columns, found.raters[:MOST_RATERS], WORDS, chart(found.times),
         [name for name, kinds in EXPORTS.items() if there & set(kinds)],
     )  # fmt: skip
 

@@ -219,3 +219,20 @@ def test_it_fits_a_phone_in_light_and_dark(browser, store: Store, scheme) -> Non
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         light = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
         assert light > 200 if scheme == "light" else light < 60
+
+
+def test_a_bias_for_a_side_and_haste_show_beside_the_rater(tmp_path: Path) -> None:
+    """Who always takes the left one, whichever that is, gets a mark; who does not, none; too fast is what was flagged."""
+    made = Store(str(tmp_path / "sides.db"))
+    for number in range(12):
+        items = (f"a{number}", f"b{number}")
+        shown = items if number % 2 else items[::-1]
+        left = float(shown[0] == items[0])
+        made.add(Preference("p", items, left, "lefty", "human", shown, extra={"too_fast": number < 3}))
+        made.add(Preference("p", items, 1.0, "even", "human", shown))
+    with served(made, owner=OWNER) as client:
+        enter(client)
+        text = client.get("/owner/part").text
+    made.close()
+    assert "<th>left</th><th>too fast</th>" in text
+    assert "<td>100 % !</td><td>3</td>" in text and "<td>50 %</td><td>–</td>" in text
