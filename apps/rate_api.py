@@ -28,14 +28,8 @@ from mmrlhf.images import content_hash
 from mmrlhf.store import Kind, Store, Task
 from mmrlhf.store.accounts import Access
 
-SCRIPTS = (
-    "choices",
-    "drag",
-    "segments",
-    "points",
-    "drafts",
-    "clock",
-)  # the card's parts, read before rate_card.js itself
+# the card's parts, read before rate_card.js itself
+SCRIPTS = ("choices", "drag", "segments", "points", "drafts", "clock", "pace")
 # Gradio's own ways to put files on this machine or take them from it: the card needs none
 CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
 

@@ -82,6 +82,7 @@ function draw(fresh) {
   $(".mm-bar").setAttribute("aria-valuemax", state.total);
   $(".mm-bar").setAttribute("aria-valuenow", state.answered);
   $(".mm-count").textContent = `${state.answered} of ${state.total}`;
+  $(".mm-pace").textContent = timeLeft(state.total - state.answered);
   $(".mm-who").textContent = state.name;
   state.tasks.forEach((task) => task.images.forEach(warm));
   const why = state.tasks.length ? breakDue() : "";
@@ -272,6 +273,7 @@ async function send(vote) {
     const fresh = await insist("api/vote", vote, "Not saved yet. Trying again…");
     keep(null);
     remember(draftKey(vote.task), null);
+    keepPace();
     draw(fresh);
   } catch (error) {
     if (error.status !== 401) keep(null);

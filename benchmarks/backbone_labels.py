@@ -2,7 +2,7 @@
 
 A network with random weights, the same pretrained by `mmrlhf select pretrain` on unlabelled pictures of other prompts, and
 tiny-clip, which knows emoji. Pictures of tiny-sd, simulated raters, pairs drawn at random, the Bradley-Terry head of
-`label_savings`. The table of docs/selection.md comes from
+`label_savings`. Prints a table:
 
 OMP_NUM_THREADS=2 python -m benchmarks.backbone_labels [--seeds 5] [--epochs 30] [--out runs/backbone-labels] [--report FILE.png]
 

@@ -387,8 +387,10 @@ def test_keys_mouse_and_undo(browser, app: tuple[App, Path]) -> None:
     for number, key in enumerate(["ArrowLeft", "ArrowDown", "ArrowUp", "s"], start=1):
         page.keyboard.press(key)
         ready(page, number)
+    assert page.inner_text(".mm-pace") == ""  # too few answers to tell
     page.click(".mm-picture >> nth=1")
     ready(page, 5)
+    assert page.inner_text(".mm-pace") == "under a minute left"
     assert labels(path, "keys") == ["left", "tie", "both_bad", "skip", "right"]
     prompt, sources = (
         page.inner_text(".mm-prompt"),
@@ -556,7 +558,7 @@ def test_restart_of_the_server_keeps_raters_and_votes(browser, pictures: Path, t
         ready(page, 2)  # sent as soon as the server is back, by the rater that it still knows
     finally:
         ending = second.stop()
-    assert ending.startswith("2 judgements in ")
+    assert ending.splitlines()[-1].startswith("2 judgements in ")
     store = Store(str(path))
     assert [(j.score, j.annotator) for j in store.judgements()] == [(4.0, "patient"), (2.0, "patient")]
     store.close()

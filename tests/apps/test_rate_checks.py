@@ -329,7 +329,7 @@ def test_a_rater_who_fails_is_thanked(browser, pictures: Path, tmp_path: Path) -
         assert good.get_attribute(".mm", "data-screen") == "rate"
     finally:
         ending = running.stop()
-    assert ending.startswith(f"{count - 5} judgements in ")
+    assert ending.splitlines()[-1].startswith(f"{count - 5} judgements in ")
     store = Store(str(path))
     assert check_results(store) == {"eve": (0, 5)} and store.count() == count - 5
     store.close()

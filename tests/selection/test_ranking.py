@@ -51,6 +51,6 @@ def test_draws_have_chances_proportional_to_the_weights() -> None:
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-53])
 def test_the_ends_of_the_range_never_draw_a_weight_of_zero(draw: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(draw, dtype=torch.double))
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.full((count,), draw, dtype=torch.double))
     assert draw_proportional(np.array([0.0, 0.1, 0.2, 0.0]), seeded()) == (1 if draw == 0 else 2)
     assert draw_proportional(np.array([0.0, 5e-324, 0.0]), seeded()) == 1
