@@ -37,6 +37,8 @@ class TrainConfig:
     are kept as judgements.jsonl in --out; those that the reward of --start learned from count as earlier rounds."""
     source: Literal["all", "human", "simulated", "ai"] = "all"
     """Of a store: all, or only the answers of one kind of rater."""
+    min_check_rate: float = 0.0
+    """Of a store: without the raters who surely pass less than this share of their check questions, of 5 or more. 0: all."""
     model: str = "tiny-clip"
     """tiny-clip, the folder of a CLIPModel, SiglipModel or open_clip model, or a hub id; a language or vision-language model
     (with or without a head of its own) learns to read answers, or to look at images."""
@@ -142,6 +144,8 @@ def validate(config: TrainConfig) -> None:
     """UserError for a value outside its range, or two sources of judgements."""
     if (config.data is None) == (config.store is None):
         raise UserError("got " + ("both" if config.data else "neither") + " of --data and --store: give one of them")
+    if not 0 <= config.min_check_rate <= 1 or (config.min_check_rate and config.store is None):
+        raise UserError(f"--min-check-rate got {config.min_check_rate:g}, allowed is 0 to 1, and only with --store")
     epochs, learning_rate, weight_decay = hyperparameters(config)
     micro = config.micro_batch_size
     checks = [

@@ -9,7 +9,8 @@ from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash
 from mmrlhf.outcomes import read_outcomes
 from mmrlhf.rewards.train import TrainConfig, settings, train
-from mmrlhf.store import Preference, Store
+from mmrlhf.store import Preference, Store, Task
+from mmrlhf.store.checks import Check, add_checks
 
 
 def answer(store: Store, pairs: list[Pair], annotator: str) -> None:
@@ -59,6 +60,21 @@ def test_a_resumed_run_keeps_the_answers_that_it_began_with(
     assert (tmp_path / "run" / "judgements.jsonl").read_bytes() == weights
     with pytest.raises(UserError, match="already holds files"):
         train(TrainConfig(**config))  # type: ignore[arg-type]
+
+
+def test_who_fails_the_checks_is_left_out(clip_folder: Path, pairs_file: Path, url: str, tmp_path: Path) -> None:
+    store = Store(url)
+    answer(store, read_pairs(pairs_file)[40:], "eve")
+    checks = [Task("check", (f"good-{number}", f"bad-{number}")) for number in range(6)]
+    add_checks(store, [Check(task, {"item": task.item_0}) for task in checks])
+    for task in checks:
+        for name, label in (("ann", 1.0), ("eve", 0.0)):
+            store.add(Preference("check", (task.item_0, task.item_1), label, name, "human", (task.item_0, task.item_1)))
+    store.close()
+    train(TrainConfig(store=url, out=tmp_path / "run", model=str(clip_folder), epochs=1, min_check_rate=0.7))
+    assert {each.annotator for each in read_outcomes(tmp_path / "run" / "judgements.jsonl")} == {"ann"}
+    with pytest.raises(UserError, match="--min-check-rate got 2, allowed is 0 to 1"):
+        train(TrainConfig(store=url, out=tmp_path / "other", min_check_rate=2.0))
 
 
 def test_what_cannot_be_is_one_line(url: str, pairs_file: Path, tmp_path: Path) -> None:
