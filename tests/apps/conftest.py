@@ -18,3 +18,12 @@ def browser():
         opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(autouse=True)
+def closed_pages(request: pytest.FixtureRequest):
+    """A page that stays open goes on asking and drawing beside the tests that follow."""
+    yield
+    browser = getattr(request.node, "funcargs", {}).get("browser")
+    for context in browser.contexts if browser is not None else ():
+        context.close()
