@@ -20,13 +20,11 @@ from jaxtyping import Float
 from matplotlib import pyplot
 from tqdm import tqdm
 
+from benchmarks.label_savings import agreement
 from benchmarks.label_savings_strategies import fit
-from benchmarks.label_savings_worlds import PICTURES, PROMPTS, World, picture_world
-from diffusion.generate import generate_images
-from diffusion.policy import DiffusionPolicy
+from benchmarks.label_savings_worlds import PICTURES, PROMPTS, World, drawn_pictures, picture_world
 from mmrlhf.backbones import make_backbone, save_backbone
 from mmrlhf.images import load_image, save_image
-from mmrlhf.quickstart.candidates import read_prompts
 from mmrlhf.taste import taste
 from selection.embed import Embedder
 from selection.pretrain import PretrainConfig, pretrain
@@ -49,13 +47,7 @@ def draw_pictures(folder: Path, first: int, count: int) -> list[Path]:
     """PICTURES of each of `count` prompts from the `first` on, in a drawn order of all; kept in the folder."""
     files = [folder / f"{i:05d}.png" for i in range(count * PICTURES)]
     if not files[-1].exists():
-        prompts = read_prompts("tiny-sd")
-        order = np.random.default_rng(0).permutation(len(prompts))[first : first + count]
-        policy = DiffusionPolicy.load("tiny-sd", num_steps=10, guidance_scale=1.0)
-        images = generate_images(
-            policy, [prompts[i] for i in order], seed=first, images_per_prompt=PICTURES, batch_size=48, progress=True
-        )
-        for image, file in zip(images, files, strict=True):
+        for image, file in zip(drawn_pictures(first, count), files, strict=True):
             save_image(image, file)
     return files
 
@@ -96,7 +88,7 @@ def curve(world: World, seed: int) -> list[float]:
     for count in RATINGS:
         rows = order[:count]
         whitening, head = fit([z[rows] for z in world.pool], world.answers[rows])
-        found.append(float(((world.test[whitening] @ head.weights > 0) == (world.truth > 0)).mean()))
+        found.append(agreement(world, whitening, head))
     return found
 
 

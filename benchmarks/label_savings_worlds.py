@@ -129,6 +129,16 @@ def emoji_names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def drawn_pictures(first: int, count: int) -> Float[torch.Tensor, "n 3 h w"]:
+    """PICTURES of tiny-sd for each of `count` prompts, from the `first` on in a drawn order of all."""
+    prompts = read_prompts("tiny-sd")
+    order = np.random.default_rng(0).permutation(len(prompts))[first : first + count]
+    policy = DiffusionPolicy.load("tiny-sd", num_steps=10, guidance_scale=1.0)
+    return generate_images(
+        policy, [prompts[i] for i in order], seed=first, images_per_prompt=PICTURES, batch_size=48, progress=True
+    )
+
+
 def embedded(out: Path) -> dict[str, tuple[Float[np.ndarray, "n f"], Any]]:
     """What a head sees of each picture, and the hidden taste; of each emoji (drawing and name), and people's counts.
 
@@ -140,12 +150,7 @@ def embedded(out: Path) -> dict[str, tuple[Float[np.ndarray, "n f"], Any]]:
         backbone, labelled = load_backbone("tiny-clip"), read_labelled(20)
         drawings = encode_images(backbone, labelled.paths, 64, progress=True)[:, : backbone.embedding_width]
         emoji = torch.cat([drawings, backbone.embed_prompts(emoji_names(labelled.paths))], dim=1)
-        prompts = read_prompts("tiny-sd")
-        order = np.random.default_rng(0).permutation(len(prompts))[:PROMPTS]
-        policy = DiffusionPolicy.load("tiny-sd", num_steps=10, guidance_scale=1.0)
-        images = generate_images(
-            policy, [prompts[i] for i in order], seed=0, images_per_prompt=PICTURES, batch_size=48, progress=True
-        )
+        images = drawn_pictures(0, PROMPTS)
         with torch.no_grad():
             pictures = torch.cat([backbone.image_features(backbone.preprocess(part)) for part in images.split(64)])
         kept = {"pictures": pictures, "taste": taste(images), "emoji": emoji}

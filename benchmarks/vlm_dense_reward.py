@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.vlm_hallucination import batches, prepare
+from benchmarks.vlm_hallucination import generated, prepare
 from mmrlhf.data import write_text
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.statistics import bootstrap_ci
@@ -52,8 +52,7 @@ def measured(adapter: Path | None, folder: Path, seed: int) -> dict[str, Any]:
     held = folder / "held-out" / "scenes.jsonl"
     scenes, truth = read_scenes(held), SceneTruth(held)
     rows = [Row(DESCRIBE, None, image) for image in scenes]
-    texts = [text for part in batches(rows) for text in policy.generate(
-        part, seed=seed, temperature=1.0, max_new_tokens=120).texts]  # fmt: skip
+    texts = generated(policy, rows, seed, 1.0)
     worth = [each.total for each in truth([row._replace(answer=text) for row, text in zip(rows, texts, strict=True)])]
     return {"worth": worth, "counts": [counts(*each) for each in zip(texts, scenes.values(), strict=True)]}
 

@@ -114,8 +114,7 @@ def measured(adapter: Path | None, seed: int, folder: Path, name: str) -> dict[s
     rows = [Row(DESCRIBE, None, image) for image in scenes]
     found: dict[str, Any] = {}
     for way, temperature in (("drawn", 1.0), ("likeliest", 0.0)):
-        texts = [text for part in batches(rows) for text in policy.generate(
-            part, seed=seed, temperature=temperature, max_new_tokens=120).texts]  # fmt: skip
+        texts = generated(policy, rows, seed, temperature)
         found[way] = {"texts": texts, "counts": [counts(*each) for each in zip(texts, scenes.values(), strict=True)]}
     found["yes_no"] = yes_no(policy, scenes, seed)
     write_text(json.dumps(found) + "\n", kept)
@@ -127,15 +126,24 @@ def yes_no(policy: VisionLanguagePolicy, scenes: dict[Path, Any], seed: int) -> 
     asked = build_questions({str(path): sorted(scene.kinds) for path, scene in scenes.items()}, per_image=2, seed=seed)
     rows = [Row(each["text"], None, Path(each["image"])) for each in asked]
     truths = [each["label"] == "yes" for each in asked]
-    said = [says_yes(text) for part in batches(rows) for text in policy.generate(
-        part, seed=seed, temperature=0.0, max_new_tokens=4).texts]  # fmt: skip
+    said = [says_yes(text) for text in generated(policy, rows, seed, 0.0, max_new_tokens=4)]
     right = float(np.mean([a == b for a, b in zip(said, truths, strict=True)]))
     both = sum(a and b for a, b in zip(said, truths, strict=True))
     return {"accuracy": 100 * right, "f1": 200 * both / max(1, sum(said) + sum(truths))}
 
 
-def batches(rows: list[Row], size: int = 100) -> list[list[Row]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+def generated(
+    policy: VisionLanguagePolicy,
+    rows: list[Row],
+    seed: int,
+    temperature: float,
+    max_new_tokens: int = 120,
+    size: int = 100,
+) -> list[str]:
+    """What the policy says to each row, `size` at a time."""
+    parts = (rows[first : first + size] for first in range(0, len(rows), size))
+    how: dict[str, Any] = {"seed": seed, "temperature": temperature, "max_new_tokens": max_new_tokens}
+    return [text for part in parts for text in policy.generate(part, **how).texts]
 
 
 def summary(found: dict[int, dict[str, Any]], methods: list[str]) -> list[dict[str, Any]]:

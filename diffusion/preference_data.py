@@ -17,7 +17,7 @@ from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
 from diffusion.sft import Latents, digest, encode_files
 from diffusion.tuning_config import TuningConfig, validate_tuning
-from mmrlhf.config import check
+from mmrlhf.config import check, exactly_one
 from mmrlhf.data import Item, Pair, read_pairs, split_by_prompt
 from mmrlhf.datasets.export import answers
 from mmrlhf.errors import UserError
@@ -58,8 +58,7 @@ def validate_preferences(config: PreferenceConfig) -> None:
 
 def check_one_source(config: PreferenceConfig) -> None:
     """UserError unless there is either --data or --store."""
-    if (config.data is None) == (config.store is None):
-        raise UserError("got " + ("both" if config.data else "neither") + " of --data and --store: give one of them")
+    exactly_one(data=config.data, store=config.store)
 
 
 def read_preferences(config: PreferenceConfig) -> tuple[list[Pair], int]:

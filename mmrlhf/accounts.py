@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
+from mmrlhf.config import exactly_one
 from mmrlhf.data import write_text
 from mmrlhf.errors import UserError
-from mmrlhf.store import Store, accounts, store_exists
+from mmrlhf.store import Store, accounts, open_existing
 
 PASSWORD = "MMRLHF_PASSWORD"
 MOST = 10_000  # invitations at once
@@ -111,8 +112,7 @@ def invite(config: InviteConfig) -> dict[str, str]:
 
 def check(config: InviteConfig) -> None:
     """UserError for options that do not go together, before anything is made."""
-    if bool(config.names) == (config.count is not None):
-        raise UserError("got " + ("both" if config.names else "neither") + " of --names and --count: give one of them")
+    exactly_one(names=config.names or None, count=config.count)
     if config.count is not None and not 1 <= config.count <= MOST:
         raise UserError(f"--count got {config.count}, allowed is 1 to {MOST}")
     if not config.url.startswith(("http://", "https://")):
@@ -134,7 +134,7 @@ def table(links: dict[str, str]) -> str:
 
 def show(config: ListConfig) -> None:
     """A line an account."""
-    store = opened(config.store)
+    store = open_existing(config.store, "mmrlhf accounts add")
     try:
         found = accounts.accounts(store)
         for account in found:
@@ -146,16 +146,9 @@ def show(config: ListConfig) -> None:
 
 def remove(config: RemoveConfig) -> None:
     """End the account, and say so."""
-    store = opened(config.store)
+    store = open_existing(config.store, "mmrlhf accounts add")
     try:
         accounts.remove(store, accounts.rater_name(config.name))
         print(f"{config.name} may log in no more: {store.name}")
     finally:
         store.close()
-
-
-def opened(url: str) -> Store:
-    """A store that exists."""
-    if not store_exists(url):
-        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf accounts add` wrote")
-    return Store(url)

@@ -60,6 +60,14 @@ def check(config: Any, name: str, fits: Any, words: str) -> None:
         raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is {words}")
 
 
+def exactly_one(**options: Any) -> None:
+    """UserError unless one of two options was given; None is not given."""
+    if sum(value is not None for value in options.values()) != 1:
+        got = "neither" if all(value is None for value in options.values()) else "both"
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise UserError(f"got {got} of {names}: give one of them")
+
+
 def read_options(arguments: Sequence[str], fields: Mapping[str, Any], program: str) -> dict[str, list[str]]:
     """What follows each `--option` of the command line, by field name; `--no-name` is ["false"]. The last wins."""
     allowed = {flag_name(name): name for name in [*fields, "config"]}

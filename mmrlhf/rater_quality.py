@@ -54,6 +54,12 @@ def left_shares(preferences: Iterable[Preference]) -> dict[str, Share]:
     return {annotator: share_of(sum(lefts), len(lefts)) for annotator, lefts in chosen.items()}
 
 
+def check_minimum(minimum: float, store: object) -> None:
+    """UserError for a --min-check-rate that is no share, or without the store that holds the checks."""
+    if not 0 <= minimum <= 1 or (minimum and store is None):
+        raise UserError(f"--min-check-rate got {minimum:g}, allowed is 0 to 1, and only with --store")
+
+
 def fails_checks(passed: int, asked: int, minimum: float) -> bool:
     """Whether a rater's share of right answers is below the minimum beyond doubt: 5 or more, and the interval lies below it."""
     return asked >= LEAST_CHECKS and wilson(passed, asked)[1] < minimum

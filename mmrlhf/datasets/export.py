@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmrlhf.config import exactly_one
 from mmrlhf.data import Pair
 from mmrlhf.datasets import WrittenFormat, writer
 from mmrlhf.datasets.judgements import Annotation, Judgement, read_annotations
@@ -12,9 +13,9 @@ from mmrlhf.datasets.rows import BadRow
 from mmrlhf.datasets.stored import is_veto, outcomes_of, paths
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, strict_pairs
-from mmrlhf.rater_quality import fails_checks
+from mmrlhf.rater_quality import check_minimum, fails_checks
 from mmrlhf.segments import SegmentedItem, write_segments
-from mmrlhf.store import Store, store_exists, store_name, task_key
+from mmrlhf.store import Store, open_existing, store_name, task_key
 from mmrlhf.store.checks import check_results
 
 FLAT = ("pickapic", "trl")  # formats without a column for the criterion
@@ -60,8 +61,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> list[Any
 
     `say` takes the line that tells where the result is.
     """
-    if (config.store is None) == (config.data is None):
-        raise UserError("got " + ("both" if config.data else "neither") + " of --store and --data: give one of them")
+    exactly_one(store=config.store, data=config.data)
     doubtful = who_fails(config)
     if config.format == "segments":
         return export_segments(config, say, doubtful)
@@ -89,8 +89,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> list[Any
 
 def who_fails(config: ExportConfig) -> set[str]:
     """The raters of the store who fail its check questions."""
-    if not 0 <= config.min_check_rate <= 1 or (config.min_check_rate and config.store is None):
-        raise UserError(f"--min-check-rate got {config.min_check_rate:g}, allowed is 0 to 1, and only with --store")
+    check_minimum(config.min_check_rate, config.store)
     if not config.min_check_rate:
         return set()
     store = opened(str(config.store), config.source)
@@ -193,6 +192,4 @@ def opened(url: str, source: str) -> Store:
     allowed = ("all", "human", "simulated", "ai")
     if source not in allowed:
         raise UserError(f"--source got '{source}', allowed is {', '.join(allowed)}")
-    if not store_exists(url):
-        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `mmrlhf rate --store` wrote")
-    return Store(url)
+    return open_existing(url, "mmrlhf rate --store")

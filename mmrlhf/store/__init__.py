@@ -16,7 +16,7 @@ from mmrlhf.store.records import (
     Veto,
     task_key,
 )
-from mmrlhf.store.store import Store
+from mmrlhf.store.store import Store, open_existing
 from mmrlhf.types import Preference
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Store",
     "Task",
     "Veto",
+    "open_existing",
     "store_exists",
     "store_name",
     "task_key",

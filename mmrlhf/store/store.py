@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from mmrlhf import __version__
-from mmrlhf.store.database import insert, open_database, reading, trouble, writing
+from mmrlhf.errors import UserError
+from mmrlhf.store.database import insert, open_database, reading, store_exists, trouble, writing
 from mmrlhf.store.queue import free_query, next_queries, number, waiting_query
 from mmrlhf.store.records import (
     Answer,
@@ -327,3 +328,10 @@ class Store:
         """A change beside which nobody else writes: durable at the end, or undone; what is refused is a UserError."""
         with trouble(self.database), writing(self.engine) as connection:
             yield connection
+
+
+def open_existing(url: str, writer: str) -> Store:
+    """The store at a URL. UserError where there is none; `writer` is the command that makes one."""
+    if not store_exists(url):
+        raise UserError(f"no store at {url.removeprefix('sqlite:///')}: give the one that `{writer}` wrote")
+    return Store(url)

@@ -21,7 +21,6 @@ from mmrlhf.images import save_image
 from tests.apps.test_dashboard_runs import make_run
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = Path("/usr/bin/chromium")
 EVIL = "<img src=x onerror=document.title='hacked'>"
 
 
@@ -123,19 +122,6 @@ def test_a_picture_that_became_a_link_is_no_longer_served(runs: Path, url: str) 
         assert httpx.get(f"{url}/pictures/{key}").status_code == 404
     finally:
         path.unlink()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: install the package chromium to drive the app in a browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def visit(browser, url: str, **options):

@@ -36,17 +36,19 @@ def targeted_pairs(
     for row in order[np.argsort(-grown[order], kind="stable")].tolist():
         rows_of.setdefault(after.prompts[row], []).append(row)
     queue = [(turn, -grown[row], row) for rows in rows_of.values() for turn, row in enumerate(rows) if grown[row] > 0]
-    chosen: list[tuple[str, Path, Path, str]] = []
+    chosen: dict[frozenset[Path], tuple[str, Path, Path, str]] = {}
     for _, _, row in sorted(queue, key=lambda entry: entry[:2]):
         prompt, image = after.prompts[row], after.images[row]
         if earlier.get(prompt):
             other = before.images[int(generator.choice(earlier[prompt]))]
         else:
             other = after.images[max(rows_of[prompt], key=lambda one: abs(after.scores[one] - after.scores[row]))]
-        pair = (prompt, image, other, f"drift: such scores became {np.exp(grown[row]):.1f} times as frequent")
-        if other != image and not any({image, other} == {one, two} for _, one, two, _ in chosen):
-            chosen.append(pair)
-    return chosen[:budget]
+        if other != image:
+            why = f"drift: such scores became {np.exp(grown[row]):.1f} times as frequent"
+            chosen.setdefault(frozenset((image, other)), (prompt, image, other, why))
+        if len(chosen) == budget:
+            break
+    return list(chosen.values())
 
 
 def write_targets(pairs: list[tuple[str, Path, Path, str]], file: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.config import exactly_one
 from mmrlhf.data import write_text
 from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device
@@ -112,8 +113,7 @@ def check_name(store: Store, name: str) -> None:
 
 def check_config(config: JudgeConfig) -> None:
     """UserError for what no judge can be made of, before any work."""
-    if (config.reward is None) == (config.vlm is None):
-        raise UserError("got " + ("both" if config.vlm else "neither") + " of --reward and --vlm: give one of them")
+    exactly_one(reward=config.reward, vlm=config.vlm)
     check_temperature(config.temperature)
     for option, share in (("tie-threshold", config.tie_threshold), ("least-answer", config.least_answer)):
         if not 0 <= share <= 1:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mmrlhf.config import exactly_one
 from mmrlhf.errors import UserError
+from mmrlhf.rater_quality import check_minimum
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.rewards.language.model import LanguageReward
 from mmrlhf.rewards.training.epochs import Report
@@ -142,10 +144,8 @@ def warmup(config: TrainConfig, epochs: int, count: int) -> int:
 
 def validate(config: TrainConfig) -> None:
     """UserError for a value outside its range, or two sources of judgements."""
-    if (config.data is None) == (config.store is None):
-        raise UserError("got " + ("both" if config.data else "neither") + " of --data and --store: give one of them")
-    if not 0 <= config.min_check_rate <= 1 or (config.min_check_rate and config.store is None):
-        raise UserError(f"--min-check-rate got {config.min_check_rate:g}, allowed is 0 to 1, and only with --store")
+    exactly_one(data=config.data, store=config.store)
+    check_minimum(config.min_check_rate, config.store)
     epochs, learning_rate, weight_decay = hyperparameters(config)
     micro = config.micro_batch_size
     checks = [

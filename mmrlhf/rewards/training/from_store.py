@@ -29,7 +29,15 @@ def take_answers(config: TrainConfig) -> tuple[TrainConfig, bool]:
             raise UserError(f"--out {config.out} holds no run on a store's answers: give an empty folder")
         return found, False
     if distributed.is_main_process():
-        how = ExportConfig(file, store=config.store, source=config.source, format="outcomes", vetoes="leave")
-        export(replace(how, min_check_rate=config.min_check_rate))
+        export(
+            ExportConfig(
+                file,
+                store=config.store,
+                source=config.source,
+                format="outcomes",
+                vetoes="leave",
+                min_check_rate=config.min_check_rate,
+            )
+        )
     distributed.wait()
     return found, True
