@@ -69,7 +69,7 @@ def labels_of(lines: Sequence[Line]) -> list[str]:
     texts: dict[str, list[str]] = {}
     for line in lines:
         for name, value in line.items():
-            if isinstance(value, str):
+            if isinstance(value, str) and name != "stopped":  # why the run ended
                 texts.setdefault(name, []).append(value)
     return [
         name

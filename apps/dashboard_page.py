@@ -115,7 +115,8 @@ def notes(board: Board, runs: Sequence[Run]) -> list[dict[str, str]]:
             )
             if not problem.lasts and since == until:
                 when = f"in {run.step_name} {since}, not since"
-            told.append({"run": run.name, "says": f"{problem.name} {when}"})
+            advice = f": {problem.advice}" if problem.advice else ""
+            told.append({"run": run.name, "says": f"{problem.name} {when}{advice}"})
     told += [{"run": run.name, "says": fault} for run in runs for fault in run.faults]
     return told + [{"run": "", "says": f"{name} leads out of the folder: left out"} for name in board.refused]
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from apps.dashboard_files import Found, find, is_inside, name_below, printable, version_of
@@ -27,12 +28,13 @@ from apps.dashboard_lines import (
 from apps.dashboard_reports import Calibration, Drift, Scores, read_reports, read_scores
 from mmrlhf.data import read_prompts
 from mmrlhf.errors import UserError
-from mmrlhf.runs import CONFIG
+from mmrlhf.runs import ADVICE, CONFIG
 
 SETTINGS_FILES = (CONFIG, "train.json")
 FINISHED_BY = ("reward.json", "items.jsonl", "eval.json")  # what commands that count no epochs write last
 INTERVAL = "_ci95"
 GRID_PROMPTS = 16
+MOST_ADVICE = 1000  # letters
 QUIET_AFTER, QUIET_SECONDS = 4, 30.0  # times the usual seconds a line, and never before so many seconds
 STARTING_SECONDS = 1800.0  # a model may load that long
 
@@ -55,12 +57,16 @@ class Series(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a run diagnosed, from its first step to its last; `lasts` where the newest line still says so."""
+    """What a run diagnosed, from its first step to its last; `lasts` where the newest line still says so.
+
+    `advice` says what to change, "" where the run does not.
+    """
 
     name: str
     first: float
     last: float
     lasts: bool
+    advice: str = ""
 
 
 class Picture(NamedTuple):
@@ -74,7 +80,7 @@ class Picture(NamedTuple):
 class Status(NamedTuple):
     """Whether a run goes on, and in words why that is believed."""
 
-    word: Literal["starting", "running", "silent", "finished"]
+    word: Literal["starting", "running", "silent", "finished", "stopped"]
     says: str
 
 
@@ -94,6 +100,8 @@ class Run:
     done: int
     wanted: int | None
     finished: bool
+    stopped: str
+    """Why it ended before it had made all of its steps, "" where it did not say so."""
     seconds: float | None
     """The usual time from one line to the next, None where no line says."""
     changed: float
@@ -179,12 +187,13 @@ def read_run(file: Path, name: str, found: Found) -> Run:
         count=len(kept),
         series=tuple(series_of(parts)),
         rewards=tuple((step, values) for step, line in kept if (values := numbers_in(line.get("rewards")))),
-        problems=problems_of(parts),
+        problems=problems_of(parts, advice_of(folder, found)),
         faults=tuple(f"line {row} of {name_below(file, found.root)} is no JSON object: left out" for row in faults),
         done=done,
         wanted=wanted,
         finished=(wanted is not None and len(parts) == 1 and done >= wanted > 0)
         or any((folder / last).is_file() for last in FINISHED_BY),
+        stopped=stopped_of(parts),
         seconds=usual_seconds([line for _, line in kept]),
         changed=changed / 10**9,
         pictures=tuple(pictures_of(folder, found)),
@@ -218,7 +227,28 @@ def series_of(parts: Mapping[str, Sequence[tuple[float, Line]]]) -> Iterator[Ser
         yield from (Series(part, name, tuple(values)) for name, values in sorted(points.items()))
 
 
-def problems_of(parts: Mapping[str, Sequence[tuple[float, Line]]]) -> tuple[Problem, ...]:
+def advice_of(folder: Path, found: Found) -> dict[str, str]:
+    """Problem -> the sentence that says what to change, as the run wrote them last; {} where it wrote none."""
+    if not is_inside(folder / ADVICE, [found.root]):
+        return {}
+    try:
+        advice = json.loads((folder / ADVICE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = advice.items() if isinstance(advice, dict) else ()
+    return {printable(name): printable(text[:MOST_ADVICE]) for name, text in entries if isinstance(text, str)}
+
+
+def stopped_of(parts: Mapping[str, Sequence[tuple[float, Line]]]) -> str:
+    """What the newest line says of an early end; a run that goes on after all has newer lines."""
+    last = [entries[-1] for entries in parts.values() if entries]
+    said = max(last, key=lambda each: each[0])[1].get("stopped") if last else None
+    return printable(said[:MOST_ADVICE]) if isinstance(said, str) else ""
+
+
+def problems_of(
+    parts: Mapping[str, Sequence[tuple[float, Line]]], advice: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Problem, ...]:
     """What the lines name as `problems`, and figures that are no finite numbers."""
     seen: dict[str, list[tuple[float, bool]]] = {}
     for entries in parts.values():
@@ -233,7 +263,8 @@ def problems_of(parts: Mapping[str, Sequence[tuple[float, Line]]]) -> tuple[Prob
             for each in names:
                 seen.setdefault(each, []).append((step, place == len(entries) - 1))
     return tuple(
-        Problem(name, places[0][0], places[-1][0], any(last for _, last in places)) for name, places in seen.items()
+        Problem(name, places[0][0], places[-1][0], any(last for _, last in places), advice.get(name, ""))
+        for name, places in seen.items()
     )
 
 
@@ -242,6 +273,8 @@ def status_of(run: Run, now: float) -> Status:
     age = max(0.0, now - run.changed)
     if run.finished:
         return Status("finished", f"{duration(age)} ago")
+    if run.stopped:
+        return Status("stopped", f"{run.stopped}, {duration(age)} ago")
     if not run.count:
         word: Literal["starting", "silent"] = "starting" if age <= STARTING_SECONDS else "silent"
         return Status(word, f"no line yet, begun {duration(age)} ago")

@@ -25,7 +25,6 @@ from apps.throttle import Throttle, address_of, in_words
 from mmrlhf.datasets.export import ExportConfig, ExportFormat, export
 from mmrlhf.errors import UserError
 from mmrlhf.page import number, percent
-from mmrlhf.rater_quality import left_shares
 from mmrlhf.store import Kind, Store
 from mmrlhf.store.checks import check_results, flagged, repeat_results
 
@@ -38,6 +37,7 @@ EXPORTS: dict[ExportFormat, tuple[Kind, ...]] = {
     "pairs": ("pair", "rank"),
     "outcomes": ("pair", "score", "likert", "rank"),
     "segments": ("segments",),
+    "points": ("point",),
 }
 WORDS = {
     "pair": "pairs", "score": "ratings", "likert": "ratings by criteria", "rank": "rankings", "segments": "marked answers",
@@ -70,22 +70,23 @@ class Watch:
         with self.lock:
             began = time.monotonic()
             if self.last is None or began - self.last.taken >= max(FRESH_SECONDS, 10 * self.last.seconds):
-                found, columns = study(self.store, self.overlap), quality(self.store)
+                found = study(self.store, self.overlap)
+                columns = quality(self.store, found)
                 taken = time.monotonic()
                 self.last = Look(found, columns, taken, taken - began)
             return self.last
 
 
-def quality(store: Store) -> list[tuple[str, dict[str, str]]]:
+def quality(store: Store, found: Study) -> list[tuple[str, dict[str, str]]]:
     """(title, rater -> what is said) of checks, repeats, a bias for a side, and answers that came too fast; of what there is."""
     lefts = {
-        rater: f"{100 * found.share:.0f} %{'' if found.low <= 0.5 <= found.high else ' !'}"
-        for rater, found in left_shares(store.preferences()).items()
+        rater: f"{100 * own.share:.0f} %{'' if own.low <= 0.5 <= own.high else ' !'}"
+        for rater, own in found.lefts.items()
     }
     columns = [("checks", check_results(store)), ("repeats", repeat_results(store))]
     shares = [(title, {rater: f"{good} of {asked}" for rater, (good, asked) in own.items()}) for title, own in columns]
     fast = {rater: str(count) for rater, count in flagged(store, "too_fast").items()}
-    return [(title, found) for title, found in (*shares, ("left", lefts), ("too fast", fast)) if found]
+    return [(title, column) for title, column in (*shares, ("left", lefts), ("too fast", fast)) if column]
 
 
 def add_owner_page(app: FastAPI, store: Store, overlap: int, owner: Owner) -> None:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from mmrlhf.agreement import PairOfRaters, cohen_kappa, krippendorff_alpha, rater_agreement
 from mmrlhf.annotators import SHRINKAGE, annotator_weights, dawid_skene, reliabilities
 from mmrlhf.data import Pair
+from mmrlhf.rater_quality import Share, left_shares
 from mmrlhf.store import Kind, Store, Task
 from mmrlhf.store.queue import held_query
 from mmrlhf.store.store import LEASE_SECONDS
@@ -27,7 +28,7 @@ BREAK_SECONDS = 600.0  # a longer gap between two answers is no work
 MOST_COMPARED = 100  # raters: their number of pairs grows with its square
 MOST_JUDGED = 4000  # answers by which reliability is told, the last ones: it takes a second or two
 NEXT = 5  # questions that are shown before they are asked
-FIELDS = ("number", "kind", "task", "prompt", "items", "value", "annotator", "source", "seconds", "time")
+FIELDS = ("number", "kind", "task", "prompt", "items", "value", "annotator", "source", "shown", "seconds", "time")
 
 
 class Progress(NamedTuple):
@@ -74,12 +75,15 @@ class Study(NamedTuple):
     alphas: list[Alpha]
     times: list[float]
     next: list[Task]
+    lefts: dict[str, Share]
+    """Of each rater, how often the left one of two was preferred."""
 
 
 class Said(NamedTuple):
     """Current answers that can be compared: choices between two items, and levels by (kind, question and criterion)."""
 
     choices: list[Preference]
+    pairs: list[Preference]  # those of the choices that were asked as such, as they were on the screen
     levels: list[tuple[str, str, str, int]]  # kind, unit, annotator, level
 
 
@@ -107,33 +111,42 @@ def study(store: Store, overlap: int) -> Study:
             kinds.append(Progress(kind, progress.tasks, progress.complete, left, held.get(kind, 0), answers))
     coming = [task for row in kinds for task in store.free_tasks(overlap, kind=row.kind, limit=NEXT)][:NEXT]
     moments = [moment for row in rows if (moment := seconds_of(row.time)) is not None]
-    return Study(time.time(), kinds, raters(rows, current, said, leases), alphas(said), sorted(moments), coming)
+    return Study(
+        time.time(),
+        kinds,
+        raters(rows, current, said, leases),
+        alphas(said),
+        sorted(moments),
+        coming,
+        left_shares(said.pairs),
+    )
 
 
 def comparable(rows: Sequence[Any]) -> Said:
     """The answers of which two can be the same: pairs, orders as pairs of their items, and levels."""
     choices: list[Preference] = []
+    pairs: list[Preference] = []
     levels: list[tuple[str, str, str, int]] = []
     for row in rows:
         value: Any = None if row.value is None else json.loads(row.value)
         if row.kind == "pair":
-            choices.append(choice_of(row, json.loads(row.items), value))
+            pairs.append(choice_of(row, json.loads(row.items), value, json.loads(row.shown)))
+            choices.append(pairs[-1])
         elif row.kind == "rank":
             for (a, rank_a), (b, rank_b) in combinations(zip(json.loads(row.items), value, strict=True), 2):
-                choices.append(choice_of(row, [a, b], 0.5 + 0.5 * float(np.sign(rank_b - rank_a))))
+                choices.append(choice_of(row, (a, b), 0.5 + 0.5 * float(np.sign(rank_b - rank_a)), (a, b)))
         elif row.kind == "score":
             levels.append(("score", row.task, row.annotator, round(value)))
         elif row.kind == "likert":
             levels += [
                 ("likert", f"{row.task} {name}", row.annotator, level) for name, level in value["scores"].items()
             ]
-    return Said(choices, levels)
+    return Said(choices, pairs, levels)
 
 
-def choice_of(row: Any, items: Sequence[str], label: float) -> Preference:
-    """A row's choice between two of its items."""
-    pair = (items[0], items[1])
-    return Preference(row.prompt, pair, label, row.annotator, row.source, pair)
+def choice_of(row: Any, items: Sequence[str], label: float, shown: Sequence[str]) -> Preference:
+    """A row's choice between two of its items, in the order of the screen."""
+    return Preference(row.prompt, (items[0], items[1]), label, row.annotator, row.source, (shown[0], shown[1]))
 
 
 def raters(rows: Sequence[Any], current: Sequence[Any], said: Said, leases: dict[str, float]) -> list[Rater]:

@@ -11,8 +11,9 @@ from typing import Literal
 from apps.owner_token import owner_of_environment
 from apps.rate_checks import Checks
 from apps.rate_clock import Clock
+from apps.rate_examples import read_examples
 from apps.rate_gold import read_gold
-from apps.rate_items import Items, Mode, read_questions
+from apps.rate_items import KINDS, Items, Mode, read_questions
 from apps.rate_server import judgements, serve, serve_until
 from mmrlhf.errors import UserError
 from mmrlhf.sockets import bind
@@ -26,6 +27,7 @@ __all__ = ["RateConfig", "rate", "serve", "serve_until"]
 NO_ACCOUNTS = (
     "--access accounts got a store without accounts: make some with `mmrlhf accounts add` or `mmrlhf accounts invite`"
 )
+LIVE_MODES = ("pair", "rank", "likert")  # whose answers a scorer of pictures learns from
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,17 @@ class RateConfig:
     """Only these names may rate; any name without."""
     instructions: str = ""
     """What raters should judge by, shown at the start and above the pictures."""
+    examples: Path | None = None
+    """Pictures that show it, beside the instructions: a folder, whose files' names are shown with them, or a JSONL file
+    ({"image", "caption", "better": true or false})."""
     pairs_per_item: int = 4
     """Without a PAIRS.jsonl: how many others of the same prompt each picture meets (2 or more)."""
     wanted: int | None = None
     """Stop by itself when the store holds this many judgements, or every question has all its votes."""
-    live: Literal["none", "bald", "margin", "disagreement"] = "none"
-    """Of pair: ask those pairs first whose answer would teach a scorer most, which learns from the ratings as they come in.
-    bald: where it is unsure of itself. margin: the nearest to a tie. disagreement: as bald, by how far its opinions spread."""
+    live: Literal["none", "v-optimal", "bald", "margin", "disagreement"] = "none"
+    """Of pair, rank and likert: ask those questions first whose answer would teach a scorer most, which learns from the ratings
+    as they come in. v-optimal: whose answers tell most of all the others. bald: where it is unsure of itself. disagreement: as
+    bald, by how far its opinions spread. margin: the nearest to a tie, not of likert."""
     refresh_every: int = 20
     """Of --live: after how many new answers it learns anew."""
     embeddings: Path | None = None
@@ -104,6 +110,7 @@ def rate(config: RateConfig) -> None:
         seed=config.seed,
     )
     gold_items, gold = read_gold(config.gold, mode, config.criteria) if config.gold is not None else ({}, [])
+    examples = read_examples(config.examples) if config.examples is not None else ()
     bind(config.host, config.port).close()  # before a store is made
     chooser = chooser_of(config, items)
     store = Store(config.store)
@@ -129,6 +136,7 @@ def rate(config: RateConfig) -> None:
                 owner=owner,
                 checks=checks_of(config, tuple(each.task.key for each in gold)),
                 clock=clock,
+                examples=examples,
             )
         print(f"{judgements(store, mode)} judgements in {store.name}")
     finally:
@@ -153,6 +161,7 @@ def chooser_of(config: RateConfig, items: Items) -> Callable[[Store], AbstractCo
         keys=list(items),
         embeddings=embeddings_of(items, config.embeddings),
         measure=config.live,
+        kind=KINDS["criteria" if config.criteria else config.mode],
         every=config.refresh_every,
         overlap=config.overlap,
         seed=config.seed,
@@ -179,10 +188,14 @@ def check(config: RateConfig) -> None:
     checks_of(config)
     if config.repeat_every and config.mode != "pair":
         raise UserError(f"--repeat-every goes with --mode pair, got {config.mode}: leave one of the two out")
-    if config.live != "none" and config.mode != "pair":
-        raise UserError(f"--live goes with --mode pair, got {config.mode}: leave one of the two out")
+    if config.live != "none" and config.mode not in LIVE_MODES:
+        raise UserError(f"--live goes with --mode {', '.join(LIVE_MODES)}, got {config.mode}: leave one of the two out")
+    if config.live == "margin" and config.mode == "likert":
+        raise UserError(
+            "--live margin asks about what is nearest to a tie, got --mode likert: give v-optimal, bald or disagreement"
+        )
     if config.embeddings is not None and config.live == "none":
-        raise UserError("--embeddings goes with --live, got none: give --live bald, or leave it out")
+        raise UserError("--embeddings goes with --live, got none: give --live v-optimal, or leave it out")
     if config.access == "accounts" and not store_exists(config.store):
         raise UserError(NO_ACCOUNTS)
     if config.mode == "points" and not config.tags:

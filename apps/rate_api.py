@@ -20,6 +20,7 @@ from apps.owner_token import Owner
 from apps.rate_answers import Vote, said, save, shown
 from apps.rate_checks import NO_CHECKS, Checks, turn_of
 from apps.rate_clock import NO_LIMITS, Clock
+from apps.rate_examples import Example
 from apps.rate_items import KINDS, Mode, media_type
 from apps.rate_limits import BodyLimit
 from apps.rate_login import COOKIE, Door, Login
@@ -29,7 +30,7 @@ from mmrlhf.store import Kind, Store, Task
 from mmrlhf.store.accounts import Access
 
 # the card's parts, read before rate_card.js itself
-SCRIPTS = ("choices", "drag", "segments", "points", "drafts", "clock", "pace")
+SCRIPTS = ("choices", "drag", "segments", "points", "drafts", "clock", "pace", "examples")
 # Gradio's own ways to put files on this machine or take them from it: the card needs none
 CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/file", "/upload")
 
@@ -50,6 +51,7 @@ class Desk:
     access: Access = "names"
     checks: Checks = NO_CHECKS
     clock: Clock = NO_LIMITS
+    examples: tuple[Example, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -63,6 +65,11 @@ class Desk:
             common["password"] = True
         if annotator is None:
             return common
+        if self.examples:
+            common["examples"] = [
+                {"image": f"images/{each.key}", "caption": each.caption, "better": each.better}
+                for each in self.examples
+            ]
         turn = turn_of(self.store, self.checks, annotator, self.overlap, self.kind)
         over = turn.stopped or (not turn.tasks and not self.store.waiting(self.overlap, kind=self.kind))
         return {
@@ -96,15 +103,16 @@ class Desk:
         return {**self.question(answers[0].task, annotator), **said(answers[0], annotator)}
 
 
-def read_image(store: Store, key: str) -> Response:
-    """The bytes of a registered picture, if they still are what was registered."""
+def read_image(store: Store, key: str, examples: Sequence[Example] = ()) -> Response:
+    """The bytes of a registered picture or of an example, if they still are what they were."""
     item = store.item(key)
+    path = item.path if item is not None else next((each.path for each in examples if each.key == key), None)
     try:
-        data = b"" if item is None else Path(item.path).read_bytes()
+        data = b"" if path is None else Path(path).read_bytes()
     except OSError:
         data = b""
     kind = media_type(data)
-    if item is None or kind is None or content_hash(data) != item.hash:
+    if kind is None or content_hash(data) != key:
         raise HTTPException(404, "This picture is missing, or its file has changed.")
     headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
     return Response(data, media_type=kind, headers=headers)
@@ -123,11 +131,13 @@ def build_app(
     owner: Owner | None = None,
     checks: Checks = NO_CHECKS,
     clock: Clock = NO_LIMITS,
+    examples: Sequence[Example] = (),
 ) -> FastAPI:
     """The whole app; its routes come before Gradio's, which is mounted last."""
     desk = Desk(
-        store, mode, overlap, tuple(annotator_names), instructions, more_to_come, tuple(tags), access, checks, clock
-    )
+        store, mode, overlap, tuple(annotator_names), instructions, more_to_come, tuple(tags), access, checks, clock,
+        tuple(examples),
+    )  # fmt: skip
     door = Door(store, access, tuple(annotator_names), store.secret())
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit)
@@ -143,7 +153,7 @@ def build_app(
 
     @app.get("/images/{key}")
     def image(key: str, _name: Annotated[str, Depends(known_rater)]) -> Response:
-        return read_image(store, key)
+        return read_image(store, key, desk.examples)
 
     @app.get("/api/state")
     def state(name: Annotated[str | None, Depends(rater)]) -> dict[str, Any]:

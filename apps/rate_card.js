@@ -144,6 +144,7 @@ async function show(next, isPast) {
   prompt.classList.toggle("mm-long", next.prompt.length > 120);
   $(".mm-hint").textContent = past ? "Your earlier answer. Choose again to change it" : modeOf().ask;
   $(".mm-guide").textContent = state.instructions;
+  drawExamples(state.examples ?? []);
   mark(past ? next.choice : null);
   const images = drawPictures(next.images);
   $(".mm-text").textContent = $(".mm-about").textContent = next.text;
@@ -336,12 +337,19 @@ async function enter(fresh) {
 }
 
 card.addEventListener("click", (event) => {
+  const summary = event.target.closest("summary");
+  if (summary) {
+    event.preventDefault();
+    summary.blur();
+    toggleExamples();
+  }
   const button = event.target.closest("button");
   if (!button) return;
   const { choice, do: action } = button.dataset;
   const slot = $$(".mm-slot").indexOf(button.closest(".mm-slot"));
   if (button.type !== "submit") button.blur(); // so that the space bar does not press it again
   if (button.classList.contains("mm-flag")) flag(slot);
+  else if (button.classList.contains("mm-example")) enlarge(button);
   else if (button.classList.contains("mm-picture")) { if (shownAt !== null && !busy) modeOf().picture?.(slot, event); }
   else if (choice) choose(choice);
   else if (action) ({ back, return: forward, logout, undo, save, goon: goOn })[action]();
@@ -367,7 +375,7 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat && !(draft && modeOf().repeats)) return;
   if (event.target.closest?.("input, textarea, select, [contenteditable]")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (["Enter", " "].includes(key) && event.target.closest?.("button")) return; // which it presses
+  if (["Enter", " "].includes(key) && event.target.closest?.("button, summary")) return; // which it presses
   if (key === "Enter" && !event.repeat) goOn(); // from a break
   if (["rate", "done"].includes(card.dataset.screen) && react(key, event)) event.preventDefault(); // arrows would scroll
 }, { signal: stop.signal });
@@ -384,6 +392,7 @@ function react(key, event) {
   if (choice && !event.repeat) choose(choice);
   else if (key === "b" && !event.repeat) back();
   else if (key === "Escape") forward();
+  else if (key === "e" && !event.repeat) toggleExamples();
   else if (rating && key === "u" && !event.repeat) question.images.length > 1 ? arm(true) : flag(0);
   else if (rating && draft && key === "Enter" && !event.repeat) save();
   else if (rating && draft && key === "Backspace" && !event.repeat) undo();

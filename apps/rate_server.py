@@ -12,6 +12,7 @@ from typing import Any
 from apps.owner_token import Owner
 from apps.rate_checks import NO_CHECKS, Checks
 from apps.rate_clock import NO_LIMITS, Clock
+from apps.rate_examples import Example
 from apps.rate_items import KINDS, Mode
 from mmrlhf.sockets import bind
 from mmrlhf.store import Store, Task
@@ -73,13 +74,14 @@ def serve(
     owner: Owner | None = None,
     checks: Checks = NO_CHECKS,
     clock: Clock = NO_LIMITS,
+    examples: Sequence[Example] = (),
 ) -> Handle:
     """Serve the store's queued tasks to raters; UserError where the address cannot be had.
 
     `block` waits until Ctrl-C, or until the store holds `wanted` judgements of the mode, and stops the server. Without it,
     the running server comes back at once, to be closed by the caller. `more_to_come` has the page ask raters to stay when
     they are through; `tags` are what points may say. `owner` says who sees the owner's page; without, there is none.
-    `checks` are mixed in among the tasks; `clock` says how long a question may take.
+    `checks` are mixed in among the tasks; `clock` says how long a question may take; `examples` show what is meant.
     """
     from apps.rate_api import build_app  # imports gradio: seconds
 
@@ -98,6 +100,7 @@ def serve(
         owner=owner,
         checks=checks,
         clock=clock,
+        examples=examples,
     )
     handle = Handle(build, listener, f"http://{shown_host}:{listener.getsockname()[1]}")
     print(f"rate at {handle.url} (Ctrl-C stops; every judgement is kept)", flush=True)

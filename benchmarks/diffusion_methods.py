@@ -23,11 +23,12 @@ from diffusers import UNet2DConditionModel
 from matplotlib import pyplot
 from torch.nn.modules.module import register_module_forward_hook
 
-from diffusion import d3po, ddpo, dpo, draft, grpo, kto, nft, rwr, sft
+from diffusion import d3po, ddpo, dpo, draft, grpo, kto, nft, rwr, sft, spo
 from diffusion.ddpo_config import DDPOConfig
 from diffusion.draft_config import DRaFTConfig
 from diffusion.grpo_config import GRPOConfig
 from diffusion.policy import DiffusionPolicy
+from diffusion.spo_config import SPOConfig
 from mmrlhf.data import write_pairs, write_text
 from mmrlhf.quickstart.candidates import generate_candidates, split_prompts
 from mmrlhf.quickstart.learning import learn_reward
@@ -79,6 +80,9 @@ METHODS = {
     "D3PO": Method(dpo.DPOConfig, d3po.train, {
         "method": "d3po", "pairs_per_epoch": 48, "sample_batch_size": 48, "epochs": 4, "train_batch_size": 24,
         "learning_rate": 4e-3, "beta": 50.0}),
+    "SPO": Method(SPOConfig, spo.train, {
+        "epochs": 4, "samples_per_epoch": 48, "sample_batch_size": 48, "train_batch_size": 24, "learning_rate": 2e-3,
+        "beta": 50.0, "eta": 1.0}),
     "DRaFT-1": Method(DRaFTConfig, draft.train, {
         "epochs": 4, "samples_per_epoch": 64, "train_batch_size": 32, "gradient_accumulation": 1, "learning_rate": 1e-3}),
     "DRaFT-LV": Method(DRaFTConfig, draft.train, {
@@ -186,12 +190,16 @@ def compare(run: Run, measure: Measure, name: str, method: Method) -> dict[str, 
         source = {"prompts": run.folder / "prompts.txt", "reward": str(run.folder / "reward")}
     config = method.config(**SHARED | source | method.options | {"out": folder / "run", "seed": run.config.seed})
     shutil.rmtree(folder, ignore_errors=True)
-    points, passes = [], Passes()
+    points, passes, spent = [], Passes(), []
 
     def after_an_epoch(line: dict[str, Any]) -> None:
+        spent.append(line["seconds"])  # sampling and training
         if (line["epoch"] + 1) % max(1, config.epochs // POINTS) == 0:
             with passes.paused():
-                points.append({"epoch": line["epoch"] + 1, "passes": passes.count} | measure.point(config.out))
+                points.append(
+                    {"epoch": line["epoch"] + 1, "passes": passes.count, "seconds": sum(spent)}
+                    | measure.point(config.out)
+                )
 
     with passes:
         method.train(config, on_epoch=after_an_epoch)
@@ -264,6 +272,9 @@ def main() -> None:
     curves = {
         name: [summary(name, runs, point) for point in range(len(runs[0]["points"]))] for name, runs in found.items()
     }
+    if given.report and (earlier := given.report / "figures.json").exists():  # of the methods that were not run now
+        kept = json.loads(earlier.read_text())
+        curves = {name: curves.get(name) or kept[name] for name in METHODS if name in curves or name in kept}
     rows = table([curve[-1] for curve in curves.values()])
     print(rows)
     if given.report:

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import expit
 
 from selection.badge import badge
-from selection.bradley_terry import Head, draw_margins, fit_at, fit_head
+from selection.bradley_terry import Head, draw_margins, fit_at, fit_head, ridge_of
 from selection.choice import draw, remaining
 from selection.d_optimal import d_optimal
 from selection.kcenter import kcenter
@@ -102,10 +101,7 @@ def by_design(asked: Asked, budget: int, *, design: Callable[..., Any]) -> list[
     """D- or V-optimal, with the prior of the head itself."""
     if asked.head is None:
         return design(asked.z, budget, **asked.common).indices.tolist()
-    margins = asked.z @ asked.head.weights
-    weight = expit(margins) * expit(-margins)
-    unit = float((weight * (asked.z**2).sum(axis=1)).mean()) / asked.z.shape[1]  # the prior precision that ridge 1 is
-    ridge = asked.head.precision / unit
+    margins, ridge = asked.z @ asked.head.weights, ridge_of(asked.head, asked.z)
     return design(asked.z, budget, **asked.common, margins=margins, ridge=ridge).indices.tolist()
 
 
@@ -123,7 +119,7 @@ STRATEGIES: dict[str, Callable[[Asked, int], list[int]]] = {
     "BALD": partial(uncertain, measure="bald"),
     "BALD, bootstrap": partial(uncertain, measure="bald", ensemble=bootstrapped),
     "BADGE": by_gradients,
-    "BALD × distance": partial(far, unsure=True, earlier=False),  # as the quickstart chooses
+    "BALD × distance": partial(far, unsure=True, earlier=False),
     "D-optimal": partial(by_design, design=d_optimal),
     "V-optimal": partial(by_design, design=v_optimal),
 }

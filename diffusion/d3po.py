@@ -14,12 +14,23 @@ from tqdm import tqdm
 
 from diffusion.ddpo import check_has_noise
 from diffusion.dpo import DPOConfig
-from diffusion.noise import gaussian
+from diffusion.noise import gaussian, own_share
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
-from diffusion.rollouts import check_numbers, draw_prompts, joined, rate, reward_figures, select, single_steps
+from diffusion.rollouts import (
+    check_numbers,
+    draw_prompts,
+    joined,
+    own_rows,
+    rate,
+    reward_figures,
+    select,
+    single_steps,
+    whole,
+)
 from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
+from mmrlhf.distributed import is_main_process, own_part
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
@@ -58,12 +69,16 @@ def train(
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.pairs_per_epoch, 1, generator)
         rollout = sample_pairs(policy, chosen, config.sample_batch_size, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+        first = own_rows(len(chosen), config.sample_batch_size)
+        rows = torch.cat([first, first + len(chosen)])
+        rewards = whole(rate(reward, rollout, config.sample_batch_size), rows, 2 * len(chosen))
         check_numbers(run, rollout, rewards, epoch)
         winners, losers = ranked(rewards)
-        measured = select(rollout, torch.arange(min(config.kl_samples, len(rewards))))
+        measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         kl, before = path_kl(policy, measured), run.snapshot()
-        figures = improve(run, rollout, winners, losers, config, generator, epoch) if len(winners) else NOTHING_TRAINED
+        figures = NOTHING_TRAINED
+        if len(winners):
+            figures = improve(run, rollout, rows, winners, losers, config, generator, epoch)
         hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= {"pairs": len(winners), "ties": config.pairs_per_epoch - len(winners), **figures}
@@ -72,14 +87,16 @@ def train(
 
 
 def sample_pairs(policy: DiffusionPolicy, prompts: list[str], batch_size: int, generator: torch.Generator) -> Rollout:
-    """Two images of each of `n` prompts, as rows i and n + i, from the same first noise."""
+    """Two images of each of `n` prompts, as rows i and n + i, from the same first noise; each process draws `own_rows`."""
     first, second = list[Rollout](), list[Rollout]()
-    with tqdm(total=2 * len(prompts), desc="sample", leave=False, unit="image") as bar:
+    with tqdm(total=2 * len(prompts), desc="sample", leave=False, unit="image", disable=not is_main_process()) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            noise = gaussian((len(batch), *policy.latent_shape), generator, policy.device)
+            kept, share = torch.arange(len(own_part(len(batch)))), own_share(generator, len(batch))
+            own = batch[share.rows.start : share.rows.stop]
+            noise = gaussian((len(own), *policy.latent_shape), share, policy.device)
             for side in (first, second):
-                side.append(policy.sample(batch, generator, initial_noise=noise))
+                side.append(select(policy.sample(own, share, initial_noise=noise), kept))
                 bar.update(len(batch))
     return joined([*first, *second])
 
@@ -95,27 +112,36 @@ def ranked(rewards: Float[Tensor, " two_n"]) -> tuple[Int[Tensor, " pairs"], Int
 def improve(
     run: Run,
     rollout: Rollout,
+    drawn: Int[Tensor, " n"],
     winners: Int[Tensor, " pairs"],
     losers: Int[Tensor, " pairs"],
     config: DPOConfig,
     generator: torch.Generator,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on one epoch's pairs: batches of pairs, all of their steps in an order of their own."""
+    """Train on one epoch's pairs: batches of pairs, all of their steps in an order of their own.
+
+    `drawn` says which of the epoch's images the rollout holds: of several processes each trains on the pairs that it drew.
+    """
     pairs, count = len(winners), rollout.log_probs.shape[1]
+    place = torch.full((2 * config.pairs_per_epoch,), -1)
+    place[drawn] = torch.arange(len(drawn))
+    winners, losers = place[winners], place[losers]
     seen, norms = Figures(), []
-    with tqdm(total=config.inner_epochs * pairs * count, desc="train", leave=False, unit="step") as bar:
+    own = config.inner_epochs * int((winners >= 0).sum()) * count
+    with tqdm(total=own, desc="train", leave=False, unit="step", disable=not is_main_process()) as bar:
         for _ in range(config.inner_epochs):
             order = torch.randperm(pairs, generator=generator)
             steps = torch.rand(pairs, count, generator=generator).argsort(dim=1)
             for group in order.split(config.train_batch_size * config.gradient_accumulation):
-                rows, columns = group.repeat(count), steps[group].T.flatten()
+                ours = group[winners[group] >= 0]
+                rows, columns = ours.repeat(count), steps[ours].T.flatten()
 
                 def loss_of(part: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> Loss:
                     both = torch.cat([winners[rows[part]], losers[rows[part]]])
                     return step_loss(run.policy, single_steps(rollout, both, columns[part].repeat(2)), config.beta)
 
-                run.learn(torch.arange(len(rows)), loss_of, len(rows), seen, bar)
+                run.learn(torch.arange(len(rows)), loss_of, len(group) * count, seen, bar)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
 

@@ -57,7 +57,7 @@ def train(
         epochs=config.value_epochs, decay=config.value_lambda,
     )  # fmt: skip
     parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
-    run = begin("ddpo", config, prompts, parts=parts, several_processes=True, on_epoch=on_epoch)
+    run = begin("ddpo", config, prompts, parts=parts, may_shard=True, on_epoch=on_epoch)
     check_has_noise(run.policy, config.num_steps)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     diversity = DiversityWatch(config.embedder, run.policy.device)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mmrlhf.rl import SMALL_SPREAD
+from mmrlhf.sharding import full
 
 PATIENCE = 3  # epochs in a row before something is called stuck
 FEW_SAMPLES = 4  # a mean and a spread of fewer say little
@@ -140,6 +141,6 @@ def update_size(optimizer: torch.optim.Optimizer) -> float:
                 continue
             first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
             width = (state["exp_avg_sq"] / second).sqrt() + group["eps"]
-            moved.append((group["lr"] * state["exp_avg"] / first / width).norm())
-            size.append(weight.norm())
+            moved.append(full((group["lr"] * state["exp_avg"] / first / width).norm()))
+            size.append(full(weight.norm()))
     return float(torch.stack(moved).norm() / torch.stack(size).norm().clamp_min(1e-12)) if moved else 0.0

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2310.03739), ReFL (Xu et al. 2023, https://arxiv.org/abs/2
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from diffusion.draft_config import DRaFTConfig, validate
 from diffusion.families import Conditions
-from diffusion.noise import gaussian
+from diffusion.noise import Generators, gaussian, own_share
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import draw_prompts, one_each, reward_figures
+from diffusion.rollouts import draw_prompts, one_each, own_rows, reward_figures, sample_epoch, whole
 from diffusion.sampling import Sampler, column
 from diffusion.training import Run, begin, hold_to_budget, load_reward, path_kl
+from diffusion.tuning_config import TuningConfig
 from mmrlhf.data import read_prompts
+from mmrlhf.distributed import is_main_process, own_part, total
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
@@ -48,15 +50,15 @@ def train(
     reward = load_reward(config.reward, config.device) if reward is None else reward
     check_differentiable(reward, config.reward)
     run = begin("draft", config, prompts, on_epoch=on_epoch)
-    noisy = run.policy.family.sampler(max(2, config.num_steps), config.eta or 1.0, run.policy.latent_shape)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, 1, generator)
-        with sampling_with(run.policy, noisy):  # steps without noise have no KL
-            measured = run.policy.sample(chosen[: config.kl_samples], seeded(config.seed, epoch, 1))
+        with kl_sampling(run.policy, config):
+            paths = chosen[: config.kl_samples]
+            measured = sample_epoch(run.policy, paths, len(paths), seeded(config.seed, epoch, 1))
             kl, before = path_kl(run.policy, measured), run.snapshot()
         rewards, figures = improve(run, reward, chosen, config, generator, epoch)
-        with sampling_with(run.policy, noisy):
+        with kl_sampling(run.policy, config):
             hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
@@ -82,6 +84,12 @@ def sampling_with(policy: DiffusionPolicy, sampler: Sampler) -> Iterator[None]:
         policy.sampler = own
 
 
+def kl_sampling(policy: DiffusionPolicy, config: TuningConfig) -> AbstractContextManager[None]:
+    """Inside, steps have the noise of --eta, or of eta 1 where that is 0: without noise there is no KL to the start."""
+    steps = max(2, config.num_steps)
+    return sampling_with(policy, policy.family.sampler(steps, config.eta or 1.0, policy.latent_shape))
+
+
 def improve(
     run: Run,
     reward: Callable[..., Tensor],
@@ -93,7 +101,7 @@ def improve(
     """Draw a sample for each prompt and follow the gradient of its reward, a batch at a time: the rewards, and figures."""
     seen, norms, given = Figures(), [], []
     advice = "check what the reward says to pictures such as those in samples/"
-    with tqdm(total=len(prompts), desc="train", leave=False, unit="image") as bar:
+    with tqdm(total=len(prompts), desc="train", leave=False, unit="image", disable=not is_main_process()) as bar:
         for group in torch.arange(len(prompts)).split(config.train_batch_size * config.gradient_accumulation):
             teaching = False
             for batch in group.split(config.train_batch_size):
@@ -110,11 +118,11 @@ def improve(
                 (loss * rated / len(group)).backward()
                 seen.add(rated, figures | {"steps_with_gradient": float(last)})
                 teaching |= figures.get("reached", 0.0) < 1
-            if teaching:
+            if total(torch.tensor(float(teaching))) > 0:
                 norms.append(run.update(epoch))
                 if norms[-1] == 0:
                     raise no_gradient()
-    rewards = torch.cat(given)
+    rewards = whole(torch.cat(given), own_rows(len(prompts), config.train_batch_size), len(prompts))
     missing = int(rewards.isnan().sum())
     if 2 * missing > len(rewards):
         raise run.not_a_number(f"the reward ({missing} of {len(rewards)} are NaN)", epoch, advice)
@@ -135,28 +143,33 @@ def drawn_rewards(
     prompts: Sequence[str],
     config: DRaFTConfig,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, " b"], int]:
-    """Draw a sample for each prompt as the method does: rewards with gradients, and how many steps they pass."""
-    context, count, last = policy.context(prompts), len(policy.sampler.timesteps), 1
-    noise = gaussian((len(prompts), *policy.latent_shape), generator, policy.device)
+) -> tuple[Float[Tensor, " own"], int]:
+    """Draw a sample for each prompt as the method does: rewards with gradients, and how many steps they pass.
+
+    Of several processes each draws its part of the batch.
+    """
+    kept, share = len(own_part(len(prompts))), own_share(generator, len(prompts))
+    own = prompts[share.rows.start : share.rows.stop]
+    context, count, last = policy.context(own), len(policy.sampler.timesteps), 1
+    noise = gaussian((len(own), *policy.latent_shape), share, policy.device)
     if config.method == "refl":
         stop = int(torch.randint(int(count * (1 - LATE_SHARE)), count, (), generator=generator))
-        samples = [jump(policy, noise, context, stop, generator)]
+        samples = [jump(policy, noise, context, stop, share)]
     elif config.method == "draft-lv":
         with torch.no_grad():
-            clean = denoise(policy, noise, context, range(count), generator)
-        samples = [renoised(policy, clean, context, generator) for _ in range(config.renoisings)]
+            clean = denoise(policy, noise, context, range(count), share)
+        samples = [renoised(policy, clean, context, share) for _ in range(config.renoisings)]
     else:
         last = config.steps_with_gradient
         if config.method == "alignprop":
             last = int(torch.randint(1, count + 1, (), generator=generator))
-        samples = [truncated(policy, noise, context, last, generator)]
-    scores = [score(policy, reward, sample, prompts, config.gradient_checkpointing) for sample in samples]
-    return torch.stack(scores).mean(dim=0), last
+        samples = [truncated(policy, noise, context, last, share)]
+    scores = [score(policy, reward, sample, own, config.gradient_checkpointing) for sample in samples]
+    return torch.stack(scores).mean(dim=0)[:kept], last
 
 
 def denoise(
-    policy: DiffusionPolicy, latents: Latents, context: Conditions, steps: range, generator: torch.Generator
+    policy: DiffusionPolicy, latents: Latents, context: Conditions, steps: range, generator: Generators
 ) -> Latents:
     """The latents after these steps of the sampler (numbers from 0, the noisiest)."""
     for number in steps:
@@ -170,7 +183,7 @@ def denoise(
 
 
 def truncated(
-    policy: DiffusionPolicy, noise: Latents, context: Conditions, last: int, generator: torch.Generator
+    policy: DiffusionPolicy, noise: Latents, context: Conditions, last: int, generator: Generators
 ) -> Latents:
     """The final latents, with gradients through the `last` steps (DRaFT-K)."""
     count = len(policy.sampler.timesteps)
@@ -179,7 +192,7 @@ def truncated(
     return denoise(policy, latents, context, range(count - last, count), generator)
 
 
-def renoised(policy: DiffusionPolicy, clean: Latents, context: Conditions, generator: torch.Generator) -> Latents:
+def renoised(policy: DiffusionPolicy, clean: Latents, context: Conditions, generator: Generators) -> Latents:
     """The sample noised to the last step, and that step made again with gradients (DRaFT-LV)."""
     count = len(policy.sampler.timesteps)
     times = policy.sampler.times(policy.sampler.timesteps[-1:].to(policy.device)).float().expand(len(clean))
@@ -187,9 +200,7 @@ def renoised(policy: DiffusionPolicy, clean: Latents, context: Conditions, gener
     return denoise(policy, latents, context, range(count - 1, count), generator)
 
 
-def jump(
-    policy: DiffusionPolicy, noise: Latents, context: Conditions, stop: int, generator: torch.Generator
-) -> Latents:
+def jump(policy: DiffusionPolicy, noise: Latents, context: Conditions, stop: int, generator: Generators) -> Latents:
     """x̂_0 with gradients from the latents before step `stop` (ReFL)."""
     with torch.no_grad():
         latents = denoise(policy, noise, context, range(stop), generator)

@@ -63,7 +63,7 @@ def train(
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
-    run = begin("grpo", config, prompts, policy=policy, several_processes=True, on_epoch=on_epoch)
+    run = begin("grpo", config, prompts, policy=policy, may_shard=True, on_epoch=on_epoch)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
     diversity = DiversityWatch(config.embedder, policy.device)

@@ -27,8 +27,9 @@ from diffusion.preference_data import (
 )
 from diffusion.preference_losses import diffusion_kto_loss, implicit_rewards
 from diffusion.preference_training import prepare, train_on_judged
-from diffusion.sft import Latents
+from diffusion.sft import Batch, BatchLoss, Latents
 from diffusion.training import begin
+from mmrlhf import distributed
 from mmrlhf.config import check
 from mmrlhf.data import Item
 from mmrlhf.runs import RunResult
@@ -65,12 +66,13 @@ def train(config: KTOConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     told, policy, latents = prepare(config, prompts, items, [each.liked for each in likings])
     clean = torch.stack([latents[liking.image] for liking in trained])
     liked, texts = torch.tensor([liking.liked for liking in trained]), [liking.prompt for liking in trained]
+    run = begin("kto", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
     validation = (
         HeldOutLikings(policy, torch.stack([latents[each.image] for each in held]), held, config) if held else None
     )
-    run = begin("kto", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
     loss = partial(batch_loss, policy, liked, config.beta)
-    return train_on_judged(run, clean, texts, loss, {"left_out": left_out}, validation)
+    whole = partial(loss_in_batch, policy, liked, config.beta)
+    return train_on_judged(run, clean, texts, loss, {"left_out": left_out}, validation, whole)
 
 
 def batch_loss(
@@ -82,11 +84,29 @@ def batch_loss(
     noise: Float[Tensor, "n c h w"],
     times: Float[Tensor, " n"],
     conditions: Conditions,
+    point: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The loss of some images, each at a time and noise of its own."""
+    """The loss of some images, each at a time and noise of its own; `point` is that of their batch, None where they are all."""
     reference = reference_errors(policy, clean, noise, times, conditions)
     rewards = implicit_rewards(denoising_errors(policy, clean, noise, times, conditions), reference, beta)
-    return diffusion_kto_loss(rewards, liked[rows].to(rewards))
+    return diffusion_kto_loss(rewards, liked[rows].to(rewards), point)
+
+
+@torch.no_grad()
+def loss_in_batch(
+    policy: DiffusionPolicy, liked: Float[Tensor, " samples"], beta: float, parts: list[Batch]
+) -> BatchLoss:
+    """The loss of the parts of a batch that does not go through the network at once: their rewards are looked at beforehand."""
+    loss = partial(batch_loss, policy, liked, beta)
+    if distributed.size() == 1 and len(parts) == 1:
+        return loss
+    inputs = [part[1:] for part in parts]
+    rewards = [
+        implicit_rewards(denoising_errors(policy, *each), reference_errors(policy, *each), beta) for each in inputs
+    ]
+    own = [sum(float(each.double().sum()) for each in rewards), sum(len(each) for each in rewards)]
+    summed, count = distributed.total(torch.tensor(own, dtype=torch.float64)).tolist()
+    return partial(loss, point=max(0.0, summed / count))
 
 
 class HeldOutLikings:

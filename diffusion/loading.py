@@ -17,15 +17,21 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 
 from diffusion.families import FAMILIES
+from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
+from mmrlhf.sharding import is_split, whole
 
+NETWORKS = ("unet", "transformer")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A frozen pipeline in evaluation mode, without safety checker. UserError where it is missing, broken or of another class."""
+def load_pipeline(model: str, device: torch.device, dtype: torch.dtype, *, network_stays: bool = False) -> Any:
+    """A frozen pipeline in evaluation mode, without safety checker; `network_stays` leaves the denoising network on the CPU.
+
+    UserError where it is missing, broken or of another class.
+    """
     where = resolve_model(model)
     try:
         found = DiffusionPipeline.load_config(where)
@@ -48,10 +54,11 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> Any:
             "wrote, a hub id that can be reached, or tiny-sd"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    for part in modules_of(pipeline).values():
+    for name, part in modules_of(pipeline).items():
         # diffusers' own `to` warns of 16 bits; the autoencoder of SDXL overflows in 16 bits and says so
         own = torch.float32 if getattr(part.config, "force_upcast", False) else dtype
-        torch.nn.Module.to(part.requires_grad_(False).eval(), device, own)
+        there = torch.device("cpu") if network_stays and name in NETWORKS else device
+        torch.nn.Module.to(part.requires_grad_(False).eval(), there, own)
     return pipeline
 
 
@@ -162,13 +169,18 @@ def safetensors_keys(file: Path) -> list[str]:
 
 
 def save_lora(pipeline: Any, network_name: str, folder: Path) -> Path:
-    """Write the adapter so that the pipeline's `load_lora_weights(folder)` reads it; whole or not at all."""
+    """Write the adapter so that the pipeline's `load_lora_weights(folder)` reads it; whole or not at all.
+
+    Where the weights are split over processes, all must call it, and the first one writes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     network = getattr(pipeline, network_name)
     adapter = next(iter(network.peft_config))
     # PEFT's names: diffusers' `convert_state_dict_to_diffusers` renames the attention layers only, and then its loader
     # silently drops those of a LoRA that has other layers too.
-    weights = get_peft_model_state_dict(network, adapter_name=adapter)
+    weights = whole(get_peft_model_state_dict(network, adapter_name=adapter))
+    if not is_main_process():
+        return folder / LORA_FILE
     settings = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in network.peft_config[adapter].to_dict().items()
@@ -180,10 +192,33 @@ def save_lora(pipeline: Any, network_name: str, folder: Path) -> Path:
     return folder / LORA_FILE
 
 
-def save_pipeline(pipeline: Any, folder: Path) -> Path:
-    """Write the whole model with `save_pretrained`; an older one at `folder` is replaced at the end."""
+def save_pipeline(pipeline: Any, network_name: str, folder: Path) -> Path:
+    """Write the whole model with `save_pretrained`; an older one at `folder` is replaced at the end.
+
+    Where the network's weights are split over processes, all must call it, and the first one writes.
+    """
+    network = getattr(pipeline, network_name)
+    plain = put_together(network)
+    if not is_main_process():
+        return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    pipeline.save_pretrained(temporary)
+    setattr(pipeline, network_name, plain)
+    try:
+        pipeline.save_pretrained(temporary)
+    finally:
+        setattr(pipeline, network_name, network)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     return folder
+
+
+def put_together(network: Any) -> Any:
+    """A network whose weights are split over processes, as one on the CPU without an adapter; any other as it is."""
+    if not any(is_split(weight) for weight in network.parameters()):
+        return network
+    weights = whole(network.state_dict())
+    kind = getattr(diffusers, network.config["_class_name"])
+    with torch.device("meta"):
+        plain = kind.from_config(network.config)
+    plain.load_state_dict(weights, assign=True)
+    return plain.eval()

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from diffusion.diagnosis import diagnose_samples
 from diffusion.diversity import DiversityWatch
+from diffusion.draft import kl_sampling
 from diffusion.families import Conditions
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
+from diffusion.rollouts import check_numbers, draw_prompts, own_rows, reward_figures, sample_and_rate, whole
 from diffusion.sft import Latents, fit, kl_paths
 from diffusion.training import begin, hold_to_budget, load_policy, load_reward, path_kl
 from diffusion.tuning_config import TuningConfig, validate_tuning
@@ -130,13 +131,15 @@ def train(
             rollout, rewards = sample_and_rate(policy, reward, chosen, config.sample_batch_size, generator)
         check_numbers(run, rollout, rewards, epoch)
         optimality = optimality_of(rewards, chosen, config.reward_scale)
-        measured = kl_paths(policy, config, chosen, epoch)
-        kl, before = path_kl(policy, measured), run.snapshot()
+        with kl_sampling(policy, config):
+            measured = kl_paths(policy, config, chosen, epoch)
+            kl, before = path_kl(policy, measured), run.snapshot()
         loss = partial(batch_loss, policy, old, optimality, config.strength)
-        figures = fit(
-            run, rollout.clean, chosen, torch.arange(len(chosen)), loss, generator, epoch, config.inner_epochs
-        )
-        hold_to_budget(run, measured, before)
+        clean = whole(rollout.clean, own_rows(len(chosen), config.sample_batch_size), len(chosen))
+        rows = torch.arange(len(chosen))
+        figures = fit(run, clean, chosen, rows, loss, generator, epoch, config.inner_epochs)
+        with kl_sampling(policy, config):
+            hold_to_budget(run, measured, before)
         old.follow(min(config.old_decay, config.old_decay_growth * epoch))
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= diversity.figures(rollout)

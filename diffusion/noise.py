@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrlhf.distributed import own_part
+
 
 @dataclass(frozen=True)
 class PartOf:
@@ -15,6 +17,13 @@ class PartOf:
     generator: torch.Generator
     rows: range
     count: int
+
+
+def own_share(generator: torch.Generator, count: int) -> PartOf:
+    """What this process draws of a batch of `count`. One that has no row of it draws one for nothing, so that the generators
+    of all stay in step."""
+    part = own_part(count)
+    return PartOf(generator, part if len(part) else range(1), count)
 
 
 Generators = torch.Generator | PartOf | Sequence[torch.Generator]

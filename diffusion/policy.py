@@ -26,6 +26,7 @@ from diffusion.noise import Generators, gaussian
 from diffusion.sampling import column
 from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device
+from mmrlhf.sharding import is_split, like, split
 from mmrlhf.types import Images, Rollout
 
 CACHED_PROMPTS = 4096
@@ -73,6 +74,7 @@ class DiffusionPolicy:
         device: str = "auto",
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        shard: bool = False,
         compile: bool = False,
         channels_last: bool = False,
         attention: str | None = None,
@@ -86,6 +88,7 @@ class DiffusionPolicy:
 
         `lora_rank` n trains a fresh LoRA, 0 all weights, None nothing (to sample only). `lora` is a folder of trained LoRA
         weights to sample with; `reference()` switches them off too. `dtype` is that of the frozen weights; LoRA is float32.
+        `shard` splits the network's weights over the processes, which must then make the same passes.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype got '{dtype}', allowed are {', '.join(DTYPES)}")
@@ -97,7 +100,9 @@ class DiffusionPolicy:
             raise UserError(
                 "lora and lora_rank were both given, allowed is one: leave out lora_rank to sample with lora"
             )
-        pipeline = load_pipeline(model, pick_device(device), DTYPES[dtype])
+        if shard and channels_last:
+            raise UserError("channels_last got true with shard, allowed is one of them")
+        pipeline = load_pipeline(model, pick_device(device), DTYPES[dtype], network_stays=shard)
         family = FAMILIES[type(pipeline).__name__](pipeline)
         network = network_of(family)
         if lora is not None:
@@ -109,6 +114,8 @@ class DiffusionPolicy:
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
         tune_speed(network, compile=compile, channels_last=channels_last, attention=attention)
+        if shard:
+            split(network, network._no_split_modules or (), pick_device(device))
         return cls(
             pipeline, num_steps=num_steps, guidance_scale=guidance_scale, eta=eta, full=lora_rank == 0, size=size
         )
@@ -117,6 +124,11 @@ class DiffusionPolicy:
     def device(self) -> torch.device:
         """Where the model computes."""
         return next(self.network.parameters()).device
+
+    @property
+    def split(self) -> bool:
+        """Whether each process has a part of the network's weights."""
+        return is_split(next(self.network.parameters()))
 
     def parameters(self) -> list[nn.Parameter]:
         """What training changes: the LoRA weights, or all of the network's."""
@@ -267,7 +279,12 @@ class DiffusionPolicy:
         """Exchange the present weights with the remembered start (nothing where none is remembered)."""
         weights = list(self.network.parameters()) if self.start else []
         for place, weight in enumerate(weights):
-            weight.data, self.start[place] = self.start[place], weight.data
+            if is_split(weight):  # the processes exchange parts of the memory that it has now
+                present = weight.detach().clone()
+                weight.detach().copy_(self.start[place])
+                self.start[place] = present
+            else:
+                weight.data, self.start[place] = self.start[place], weight.data
 
     def state_dict(self) -> dict[str, Tensor]:
         """What training has changed, for a checkpoint."""
@@ -282,13 +299,16 @@ class DiffusionPolicy:
             )
         with torch.no_grad():
             for name, value in state.items():
-                own[name].copy_(value)
+                own[name].copy_(like(value, own[name]))
 
     def save(self, folder: Path) -> Path:
-        """Write what was trained: LoRA weights into `folder`, or the whole model as `folder`/model; returns the path to load."""
+        """Write what was trained: LoRA weights into `folder`, or the whole model as `folder`/model; returns the path to load.
+
+        Where the weights are split over processes, all must call it, and the first one writes.
+        """
         if getattr(self.network, "peft_config", None):
             return save_lora(self.pipeline, self.family.network_name, folder).parent
-        return save_pipeline(self.pipeline, folder / "model")
+        return save_pipeline(self.pipeline, self.family.network_name, folder / "model")
 
 
 def latent_shape(family: Family, size: int | None) -> tuple[int, int, int]:

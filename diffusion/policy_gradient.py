@@ -43,6 +43,7 @@ def train_on_steps(
     trained = max(1, int(share * count))
     place = torch.full((samples,), -1)
     place[drawn] = torch.arange(len(drawn))
+    first = torch.zeros(1, dtype=torch.long)
     seen, norms, sizes = Figures(), [], []
     whole = passes * len(drawn) * trained
     with tqdm(total=whole, desc="train", leave=False, unit="step", disable=not is_main_process()) as bar:
@@ -51,12 +52,11 @@ def train_on_steps(
             steps = torch.rand(samples, count, generator=generator).argsort(dim=1)[:, :trained]
             for group in order.split(samples_an_update):
                 own = group[place[group] >= 0]
-                rows, columns = (
-                    own.repeat(trained),
-                    steps[own].T.flatten(),
-                )  # of each sample the first step, the second …
+                # of each sample the first step, the second …; and one to spare
+                rows, columns = torch.cat([own.repeat(trained), drawn[:1]]), torch.cat([steps[own].T.flatten(), first])
                 drawn_steps = partial(loss_of, rollout, place, advantages, step_loss, rows, columns)
-                run.learn(torch.arange(len(rows)), drawn_steps, len(group) * trained, seen, bar)
+                places, spare = torch.arange(len(own) * trained), torch.tensor([len(own) * trained])
+                run.learn(places, drawn_steps, len(group) * trained, seen, bar, spare)
                 norms.append(run.update(epoch))
                 sizes.append(update_size(run.optimizer))
     return seen.of_epoch(norms) | {"advantage_clipped": clipped, "update_size": sum(sizes) / len(sizes)}

@@ -13,13 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.denoising import denoising_errors
-from diffusion.noise import gaussian
 from diffusion.policy import DiffusionPolicy
-from diffusion.sft import Latents, digest, encode_files
+from diffusion.sft import Latents, digest, encode_files, own_batch
 from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.config import check, exactly_one
 from mmrlhf.data import Item, Pair, read_pairs, split_by_prompt
 from mmrlhf.datasets.export import answers
+from mmrlhf.distributed import is_main_process, own_part, total
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
 from mmrlhf.seeding import seeded
@@ -182,7 +182,7 @@ def encode_pairs(latents: Mapping[Path, Float[Tensor, "c h w"]], pairs: Sequence
 def encode_once(policy: DiffusionPolicy, images: Sequence[Path], batch_size: int) -> dict[Path, Float[Tensor, "c h w"]]:
     """The latents of each different file, cropped and resized to the policy's size, on the CPU."""
     different, latents = list(dict.fromkeys(images)), dict[Path, Tensor]()
-    with tqdm(total=len(different), desc="encode", leave=False, unit="image") as bar:
+    with tqdm(total=len(different), desc="encode", leave=False, unit="image", disable=not is_main_process()) as bar:
         for start in range(0, len(different), batch_size):
             batch = different[start : start + batch_size]
             latents |= dict(zip(batch, encode_files(policy, batch, batch_size), strict=True))
@@ -196,13 +196,14 @@ def fixed_errors(
 ) -> Float[Tensor, " b"]:
     """The denoising error of each sample, averaged over `FIXED_DRAWS` times and noises that its place and the seed decide.
 
-    So two calls compare policies, or the winners and losers of pairs, at the same times and noise.
+    So two calls compare policies, or the winners and losers of pairs, at the same times and noise. Of several processes each
+    looks at its part.
     """
     generator, errors = seeded(seed), torch.zeros(len(clean))
     for _ in range(FIXED_DRAWS):
         for rows in torch.arange(len(clean)).split(batch_size):
-            times = policy.forward.draw(len(rows), generator).to(policy.device)
-            noise = gaussian((len(rows), *policy.latent_shape), generator, policy.device)
-            conditions = policy.embed([prompts[row] for row in rows.tolist()])
-            errors[rows] += denoising_errors(policy, clean[rows].to(policy.device), noise, times, conditions).cpu()
-    return errors / FIXED_DRAWS
+            batch = own_batch(policy, clean, prompts, rows, generator)
+            if len(batch[0]):
+                found, mine = denoising_errors(policy, *batch[1:]).cpu(), len(own_part(len(rows)))
+                errors[batch[0][:mine]] += found[:mine]
+    return total(errors) / FIXED_DRAWS

@@ -61,15 +61,18 @@ def preference_loss(margins: Float[Tensor, " b"], labels: Float[Tensor, " b"]) -
     }
 
 
-def diffusion_kto_loss(rewards: Float[Tensor, " b"], liked: Float[Tensor, " b"]) -> tuple[Float[Tensor, ""], Metrics]:
+def diffusion_kto_loss(
+    rewards: Float[Tensor, " b"], liked: Float[Tensor, " b"], point: float | None = None
+) -> tuple[Float[Tensor, ""], Metrics]:
     """mean 1 − U(w · (implicit reward − Q)) (Li et al. 2024), U = σ, Q = the batch's mean reward, at least 0, a constant.
 
     `liked` is w: 1 liked, −1 disliked; between them, the mean over raters of whom a share of (1 + liked)/2 like it.
-    The paper's public code leaves the ½ out of the implicit reward: its β is half of the one here.
+    `point` is Q where these samples are a part of the batch. The paper's public code leaves the ½ out of the implicit reward:
+    its β is half of the one here.
     Metrics: `loss`; `implicit_accuracy`, the share of samples on their side of Q (on it counts half); `implicit_margin`, the
     mean of w · (reward − Q); `reference_point`, Q.
     """
-    point = rewards.detach().mean().clamp_min(0)
+    point = float(rewards.detach().mean().clamp_min(0)) if point is None else point
     distance = rewards - point
     share = (1 + liked) / 2
     loss = (1 - share * distance.sigmoid() - (1 - share) * (-distance).sigmoid()).mean()
@@ -78,5 +81,5 @@ def diffusion_kto_loss(rewards: Float[Tensor, " b"], liked: Float[Tensor, " b"])
         "loss": float(loss.detach()),
         "implicit_accuracy": float((1 + signed.sign()).mean() / 2),
         "implicit_margin": float(signed.mean()),
-        "reference_point": float(point),
+        "reference_point": point,
     }

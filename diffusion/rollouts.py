@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.noise import PartOf
+from diffusion.noise import own_share
 from diffusion.policy import DiffusionPolicy
 from diffusion.training import Run
-from mmrlhf.distributed import gather, is_main_process, own_part
+from mmrlhf.distributed import gather, is_main_process, own_part, total
 from mmrlhf.errors import UserError
 from mmrlhf.types import Rollout
 
@@ -40,11 +40,9 @@ def sample_epoch(
     with tqdm(total=len(prompts), desc="sample", leave=False, unit="image", disable=not is_main_process()) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            part = own_part(len(batch))
-            # a process without a sample in the batch draws one all the same, so that all generators stay in step
-            drawn = part if len(part) else range(1)
-            rollout = policy.sample([batch[row] for row in drawn], PartOf(generator, drawn, len(batch)), noisy=noisy)
-            rollouts.append(select(rollout, torch.arange(len(part))))
+            share = own_share(generator, len(batch))
+            rollout = policy.sample([batch[row] for row in share.rows], share, noisy=noisy)
+            rollouts.append(select(rollout, torch.arange(len(own_part(len(batch))))))
             each(rollouts[-1])
             bar.update(len(batch))
     return joined(rollouts)
@@ -87,7 +85,15 @@ def sample_and_rate(
 def own_rows(count: int, batch_size: int) -> Int[Tensor, " n"]:
     """Which of an epoch's `count` samples this process drew, in the order of its rollout: all, where it is alone."""
     starts = range(0, count, batch_size)
-    return torch.tensor([start + row for start in starts for row in own_part(min(batch_size, count - start))])
+    own = [start + row for start in starts for row in own_part(min(batch_size, count - start))]
+    return torch.tensor(own, dtype=torch.long)
+
+
+def whole(part: Float[Tensor, " n *shape"], rows: Int[Tensor, " n"], count: int) -> Float[Tensor, " count *shape"]:
+    """What every process has of its `own_rows`, those of this one at `rows`, as all `count` of them; without gradients."""
+    everything = part.new_zeros(count, *part.shape[1:])
+    everything[rows.to(part.device)] = part
+    return total(everything)
 
 
 def rate(reward: Callable[..., Tensor], rollout: Rollout, batch_size: int) -> Float[Tensor, " b"]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from diffusion.denoising import denoising_errors
 from diffusion.diagnosis import diagnose_samples
 from diffusion.diversity import DiversityWatch
+from diffusion.draft import kl_sampling
 from diffusion.families import Conditions
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import check_numbers, draw_prompts, reward_figures, sample_and_rate
+from diffusion.rollouts import check_numbers, draw_prompts, own_rows, reward_figures, sample_and_rate, whole
 from diffusion.sft import fit, kl_paths
 from diffusion.training import begin, hold_to_budget, load_reward, path_kl
 from diffusion.tuning_config import TuningConfig, validate_tuning
@@ -71,7 +72,7 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
-    run = begin("rwr", config, prompts, on_epoch=on_epoch)
+    run = begin("rwr", config, prompts, may_shard=True, on_epoch=on_epoch)
     policy = run.policy
     reward = load_reward(config.reward, config.device) if reward is None else reward
     diversity = DiversityWatch(config.embedder, policy.device)
@@ -83,12 +84,15 @@ def train(
         weights = (
             best_weights(rewards, chosen, config.top) if config.top else softmax_weights(rewards, config.temperature)
         )
-        measured = kl_paths(policy, config, chosen, epoch)
-        kl, before = path_kl(policy, measured), run.snapshot()
+        with kl_sampling(policy, config):
+            measured = kl_paths(policy, config, chosen, epoch)
+            kl, before = path_kl(policy, measured), run.snapshot()
         loss = partial(batch_loss, policy, weights)
         kept = weights.nonzero().flatten()
-        figures = fit(run, rollout.clean, chosen, kept, loss, generator, epoch, config.inner_epochs)
-        hold_to_budget(run, measured, before)
+        clean = whole(rollout.clean, own_rows(len(chosen), config.sample_batch_size), len(chosen))
+        figures = fit(run, clean, chosen, kept, loss, generator, epoch, config.inner_epochs)
+        with kl_sampling(policy, config):
+            hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
         line |= diversity.figures(rollout)
         line |= {"effective_samples": float(weights.sum().square() / weights.square().sum()), **figures}

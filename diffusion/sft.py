@@ -1,7 +1,7 @@
 """Supervised fine-tuning on given samples: the denoising loss (Ho et al. 2020, eq. 14) of ε, v or a flow's velocity alike."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.denoising import denoising_errors
-from diffusion.draft import sampling_with
+from diffusion.draft import kl_sampling
 from diffusion.families import Conditions
-from diffusion.noise import gaussian
+from diffusion.noise import PartOf, gaussian
 from diffusion.policy import DiffusionPolicy
+from diffusion.rollouts import own_rows, sample_epoch
 from diffusion.training import Run, begin, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import TuningConfig, validate_tuning
 from mmrlhf.data import Item, read_items, read_pairs, read_text
+from mmrlhf.distributed import gather, is_main_process, own_part
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
 from mmrlhf.images import load_images
@@ -29,10 +31,10 @@ from mmrlhf.training import Loss
 from mmrlhf.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]
-BatchLoss = Callable[
-    [Int[Tensor, " n"], Latents, Latents, Float[Tensor, " n"], Conditions], tuple[Tensor, dict[str, float]]
-]
-"""(rows, their clean latents, noise, times, conditions) -> the loss of these rows and its figures."""
+Batch = tuple[Int[Tensor, " _"], Float[Tensor, "_ c h w"], Float[Tensor, "_ c h w"], Float[Tensor, " _"], Conditions]
+"""(rows, their clean latents, noise, times, conditions)."""
+BatchLoss = Callable[[Int[Tensor, " n"], Latents, Latents, Float[Tensor, " n"], Conditions], Loss]
+"""The loss of the rows of a `Batch`, and its figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +61,18 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     items = read_samples(config.data)
     prompts = [item.prompt for item in items]
     run = begin(
-        "sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config), on_epoch=on_epoch
-    )
+        "sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config),
+        may_shard=True, on_epoch=on_epoch,
+    )  # fmt: skip
     clean = encode_files(run.policy, [item.image for item in items], config.train_batch_size)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
-        measured = kl_paths(run.policy, config, prompts, epoch)
-        kl, before = path_kl(run.policy, measured), run.snapshot()
+        with kl_sampling(run.policy, config):
+            measured = kl_paths(run.policy, config, prompts, epoch)
+            kl, before = path_kl(run.policy, measured), run.snapshot()
         figures = fit(run, clean, prompts, torch.arange(len(items)), partial(plain_loss, run.policy), generator, epoch)
-        hold_to_budget(run, measured, before)
+        with kl_sampling(run.policy, config):
+            hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(items), "seconds": run.seconds(), "kl": kl, **figures}
         run.record(line, {}, ("loss", "kl"))
     return run.close()
@@ -106,21 +111,25 @@ def digest(items: Sequence[Item]) -> str:
 
 
 def encode_files(policy: DiffusionPolicy, paths: Sequence[Path], batch_size: int) -> Latents:
-    """Latents of image files, cropped and resized to the policy's size, on the CPU; each different file is encoded once."""
+    """Latents of image files, cropped and resized to the policy's size, on the CPU.
+
+    Each different file is encoded once, by one of the processes.
+    """
     different = list(dict.fromkeys(paths))
+    own = [different[row] for row in own_part(len(different))]
     size = policy.latent_shape[1] * policy.family.pipeline.vae_scale_factor
-    starts = range(0, len(different), batch_size)
-    parts = [policy.encode_images(load_images(different[start : start + batch_size], size)).cpu() for start in starts]
+    starts = range(0, len(own), batch_size)
+    parts = [policy.encode_images(load_images(own[start : start + batch_size], size)).cpu() for start in starts]
+    encoded = torch.cat([torch.zeros(0, *policy.latent_shape), *parts])
+    latents = gather(encoded.flatten(1), len(different)).view(-1, *policy.latent_shape)
     place = {path: row for row, path in enumerate(different)}
-    return torch.cat(parts)[[place[path] for path in paths]]
+    return latents[[place[path] for path in paths]]
 
 
 def kl_paths(policy: DiffusionPolicy, config: TuningConfig, prompts: Sequence[str], epoch: int) -> Rollout:
-    """Paths on which the KL to the start is measured; with the noise of eta 1 where --eta is 0, which has no KL."""
-    sampler = policy.family.sampler(max(2, config.num_steps), config.eta or 1.0, policy.latent_shape)
+    """Paths on which the KL to the start is measured, inside `kl_sampling`; of several processes each draws its part."""
     chosen = [prompts[row % len(prompts)] for row in range(config.kl_samples)]
-    with sampling_with(policy, sampler):
-        return policy.sample(chosen, seeded(config.seed, epoch, 1))
+    return sample_epoch(policy, chosen, len(chosen), seeded(config.seed, epoch, 1))
 
 
 def fit(
@@ -132,34 +141,56 @@ def fit(
     generator: torch.Generator,
     epoch: int,
     passes: int = 1,
+    whole: Callable[[list[Batch]], BatchLoss] | None = None,
 ) -> dict[str, float]:
-    """Train on the rows `kept` of an epoch's samples in random order, each with one noise and time a pass."""
+    """Train on the rows `kept` of an epoch's samples in random order, each with one noise and time a pass.
+
+    Of several processes each learns from its part of every batch. Where the loss of a row depends on the others of its batch,
+    `whole` makes it, from this process's part as it will go through the network: so many rows at once, or none.
+    """
     config, policy = run.config, run.policy
-    seen, norms = Figures(), []
-    with tqdm(total=passes * len(kept), desc="train", leave=False, unit="sample") as bar:
+    seen, norms, spare = Figures(), [], torch.zeros(1, dtype=torch.long)
+    own = passes * len(own_rows(len(kept), config.train_batch_size))
+    with tqdm(total=own, desc="train", leave=False, unit="sample", disable=not is_main_process()) as bar:
         for _ in range(passes):
             order = kept[torch.randperm(len(kept), generator=generator)]
             for group in order.split(config.train_batch_size * config.gradient_accumulation):
                 for rows in group.split(config.train_batch_size):
-                    times = policy.forward.draw(len(rows), generator).to(policy.device)
-                    noise = gaussian((len(rows), *policy.latent_shape), generator, policy.device)
-                    conditions = policy.embed([prompts[row] for row in rows.tolist()])
-                    samples = clean[rows.to(clean.device)].to(policy.device)
-                    loss_of = partial(some_of, batch_loss, rows, samples, noise, times, conditions)
-                    run.learn(torch.arange(len(rows)), loss_of, len(group), seen, bar)
+                    batch = own_batch(policy, clean, prompts, rows, generator)
+                    places = torch.arange(len(own_part(len(rows))))
+                    loss = whole(parts_of(batch, places.split(run.at_once))) if whole else batch_loss
+                    run.learn(places, partial(loss_of_part, loss, batch), len(group), seen, bar, spare)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
 
 
-def some_of(
-    batch_loss: BatchLoss,
-    rows: Int[Tensor, " n"],
-    clean: Latents,
-    noise: Latents,
-    times: Float[Tensor, " n"],
-    conditions: Conditions,
-    part: Int[Tensor, " k"],
-) -> Loss:
+def own_batch(
+    policy: DiffusionPolicy, clean: Latents, prompts: Sequence[str], rows: Int[Tensor, " n"], generator: torch.Generator
+) -> Batch:
+    """What this process learns from of a batch of rows, with the noise and times that one process would draw for them.
+
+    One with a part of the weights but none of the rows gets the first, to compute with the others for nothing.
+    """
+    part = own_part(len(rows))
+    if policy.split and not len(part):
+        part = range(1)
+    own = rows[part.start : part.stop]
+    times = policy.forward.draw(len(rows), generator)[part.start : part.stop].to(policy.device)
+    noise = gaussian((len(own), *policy.latent_shape), PartOf(generator, part, len(rows)), policy.device)
+    conditions = policy.embed([prompts[row] for row in own.tolist()]) if len(own) else {}
+    return own, clean[own.to(clean.device)].to(policy.device), noise, times, conditions
+
+
+def parts_of(batch: Batch, parts: Iterable[Int[Tensor, " k"]]) -> list[Batch]:
+    """The parts of a batch that are not empty."""
+    rows, clean, noise, times, conditions = batch
+    return [
+        (rows[part], clean[part], noise[part], times[part], {name: each[part] for name, each in conditions.items()})
+        for part in parts
+        if len(part)
+    ]
+
+
+def loss_of_part(loss: BatchLoss, batch: Batch, part: Int[Tensor, " k"]) -> Loss:
     """The loss of a part of a batch."""
-    own = {name: values[part] for name, values in conditions.items()}
-    return batch_loss(rows[part], clean[part], noise[part], times[part], own)
+    return loss(*parts_of(batch, [part])[0])

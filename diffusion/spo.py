@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,12 +19,22 @@ from diffusion.ddim import gaussian_log_prob
 from diffusion.ddpo import check_has_noise
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_losses import d3po_loss
-from diffusion.rollouts import check_numbers, draw_prompts, rate, reward_figures, select, single_steps
+from diffusion.rollouts import (
+    check_numbers,
+    draw_prompts,
+    own_rows,
+    rate,
+    reward_figures,
+    select,
+    single_steps,
+    whole,
+)
 from diffusion.spo_config import SPOConfig, validate, window_steps
 from diffusion.spo_paths import StepPairs, best_and_worst, sample_paths_of_epoch
 from diffusion.step_rewards import StepReward, after_step
 from diffusion.training import Run, begin, hold_to_budget, load_policy, load_reward, path_kl
 from mmrlhf.data import read_prompts
+from mmrlhf.distributed import is_main_process
 from mmrlhf.figures import Figures
 from mmrlhf.runs import RunResult
 from mmrlhf.seeding import seeded
@@ -65,24 +75,30 @@ def train(
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, 1, generator)
         rollout, pairs = sample_paths_of_epoch(policy, chosen, config, window, judge, generator)
-        rewards = rate(reward, rollout, config.sample_batch_size)
+        rows, count = own_rows(len(chosen), config.sample_batch_size), len(chosen)
+        rewards = whole(rate(reward, rollout, config.sample_batch_size), rows, count)
+        scores, decided = whole(pairs.scores, rows, count), whole(pairs.decided.float(), rows, count).cpu() > 0
         check_numbers(run, rollout, rewards, epoch)
-        if pairs.scores.isinf().any():
+        if scores.isinf().any():
             raise run.not_a_number("the reward of a candidate", epoch, "check what the reward says to blurred pictures")
-        measured = select(rollout, torch.arange(min(config.kl_samples, len(rewards))))
+        measured = select(rollout, (rows < config.kl_samples).nonzero().flatten())
         kl, before = path_kl(policy, measured), run.snapshot()
-        decided = int(pairs.decided.sum())
-        figures = improve(run, rollout, pairs, window, config, generator, epoch) if decided else NOTHING_TRAINED
+        figures = NOTHING_TRAINED
+        if decided.any():
+            figures = improve(run, rollout, rows, pairs, decided, window, config, generator, epoch)
         hold_to_budget(run, measured, before)
-        line = {"epoch": epoch, "samples": len(rewards), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        line |= {"pairs": decided, "ties": pairs.decided.numel() - decided, "spread": spread(pairs), **figures}
-        run.record(line, {} if decided else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
+        line = {"epoch": epoch, "samples": count, "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
+        line |= {
+            "pairs": int(decided.sum()),
+            "ties": int((~decided).sum()),
+            "spread": spread(scores[decided]),
+        } | figures
+        run.record(line, {} if decided.any() else NO_WINNERS, ("reward_mean", "implicit_accuracy", "kl"))
     return run.close()
 
 
-def spread(pairs: StepPairs) -> float:
-    """How far the scores of best and worst are apart, in the mean over pairs; 0 where there is none."""
-    scores = pairs.scores[pairs.decided]
+def spread(scores: Float[Tensor, "n k"]) -> float:
+    """How far the scores of best and worst candidate are apart, in the mean over pairs; 0 where there is none."""
     best, worst, _ = best_and_worst(scores)
     differences = scores.gather(1, best.unsqueeze(1)) - scores.gather(1, worst.unsqueeze(1))
     return float(differences.mean()) if len(scores) else 0.0
@@ -91,15 +107,24 @@ def spread(pairs: StepPairs) -> float:
 def improve(
     run: Run,
     rollout: Rollout,
+    drawn: Int[Tensor, " n"],
     pairs: StepPairs,
+    decided: Bool[Tensor, "paths s"],
     window: range,
     config: SPOConfig,
     generator: torch.Generator,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on one epoch's pairs: an update is on those of some paths, whose steps come in an order of their own."""
-    seen, norms, decided = Figures(), [], pairs.decided.cpu()
-    with tqdm(total=config.inner_epochs * int(decided.sum()), desc="train", leave=False, unit="pair") as bar:
+    """Train on one epoch's pairs: an update is on those of some paths, whose steps come in an order of their own.
+
+    `drawn` says which of the epoch's paths the rollout and the pairs hold: of several processes each trains on those that it
+    drew. `decided` says of all paths where there is a pair.
+    """
+    seen, norms = Figures(), []
+    place = torch.full((len(decided),), -1)
+    place[drawn] = torch.arange(len(drawn))
+    own = config.inner_epochs * int(decided[drawn].sum())
+    with tqdm(total=own, desc="train", leave=False, unit="pair", disable=not is_main_process()) as bar:
         for _ in range(config.inner_epochs):
             order = torch.randperm(len(decided), generator=generator)
             for paths in order.split(config.train_batch_size * config.gradient_accumulation):
@@ -107,14 +132,15 @@ def improve(
                 where = where[torch.randperm(len(where), generator=generator)]
                 if len(where) == 0:
                     continue
-                rows, steps = paths[where[:, 0]], where[:, 1]
+                rows, steps = place[paths[where[:, 0]]], where[:, 1]
+                rows, steps = rows[rows >= 0], steps[rows >= 0]
 
                 def loss_of(part: Tensor, rows: Tensor = rows, steps: Tensor = steps) -> Loss:
                     both = pairs.winners[rows[part], steps[part]], pairs.losers[rows[part], steps[part]]
                     drawn = single_steps(rollout, rows[part], steps[part] + window.start)
                     return step_loss(run.policy, drawn, *both, config.beta)
 
-                run.learn(torch.arange(len(rows)), loss_of, len(rows), seen, bar)
+                run.learn(torch.arange(len(rows)), loss_of, len(where), seen, bar)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
 

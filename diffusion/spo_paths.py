@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from diffusion.ddim import gaussian_log_prob
 from diffusion.families import Conditions
-from diffusion.noise import gaussian
+from diffusion.noise import PartOf, gaussian, own_share
 from diffusion.policy import DiffusionPolicy
-from diffusion.rollouts import joined
+from diffusion.rollouts import joined, select
 from diffusion.sampling import column
 from diffusion.spo_config import SPOConfig
 from diffusion.step_rewards import StepReward, noise_levels, predict_clean, values_of
+from mmrlhf.distributed import is_main_process, own_part
 from mmrlhf.types import Rollout
 
 Pictures = Float[Tensor, "b 3 height width"]
@@ -50,16 +51,18 @@ def sample_paths_of_epoch(
     judge: StepReward,
     generator: torch.Generator,
 ) -> tuple[Rollout, StepPairs]:
-    """A path for each prompt and its pairs, `sample_batch_size` paths at a time."""
+    """A path for each prompt and its pairs, `sample_batch_size` paths at a time; of several processes each draws `own_rows`."""
     rollouts, pairs = list[Rollout](), list[StepPairs]()
-    with tqdm(total=len(prompts), desc="sample", leave=False, unit="image") as bar:
+    with tqdm(total=len(prompts), desc="sample", leave=False, unit="image", disable=not is_main_process()) as bar:
         for start in range(0, len(prompts), config.sample_batch_size):
             batch = prompts[start : start + config.sample_batch_size]
+            kept, share = len(own_part(len(batch))), own_share(generator, len(batch))
+            own = batch[share.rows.start : share.rows.stop]
             rollout, compared = sample_paths(
-                policy, batch, window, judge, generator, candidates=config.candidates, margin=config.margin
+                policy, own, window, judge, share, candidates=config.candidates, margin=config.margin
             )
-            rollouts.append(rollout)
-            pairs.append(compared)
+            rollouts.append(select(rollout, torch.arange(kept)))
+            pairs.append(StepPairs(*(tensor[:kept] for tensor in compared)))
             bar.update(len(batch))
     return joined(rollouts), StepPairs(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
 
@@ -70,7 +73,7 @@ def sample_paths(
     prompts: list[str],
     window: range,
     judge: StepReward,
-    generator: torch.Generator,
+    generator: torch.Generator | PartOf,
     *,
     candidates: int = 4,
     margin: float = 0.0,
@@ -148,10 +151,10 @@ def draw_candidates(
     sigma: Float[Tensor, " b"],
     try_out: Callable[[Tensor], tuple[Tensor, Pictures, Tensor]],
     count: int,
-    generator: torch.Generator,
+    generator: torch.Generator | PartOf,
 ) -> Candidates:
     """`count` draws of one Gaussian step, one after another, so that memory is that of one; which goes on is drawn evenly."""
-    chosen = torch.randint(count, (len(mean),), generator=generator).to(mean.device)
+    chosen = numbers(count, len(mean), generator).to(mean.device)
     drawn, scores, kept = list[Tensor](), list[Tensor](), list[Tensor]()
     for number in range(count):
         latents = mean + column(sigma) * gaussian(mean.shape, generator, mean.device)
@@ -161,6 +164,14 @@ def draw_candidates(
         new, own = [latents, output, foreseen], (chosen == number).view(-1, 1, 1, 1)
         kept = [torch.where(own, *both) for both in zip(new, kept, strict=True)] if kept else new
     return Candidates(torch.stack(drawn, dim=1), torch.stack(scores, dim=1), *kept)
+
+
+def numbers(below: int, count: int, generator: torch.Generator | PartOf) -> Int[Tensor, " count"]:
+    """Numbers from 0 to, but not, `below`, one a row."""
+    if isinstance(generator, torch.Generator):
+        return torch.randint(below, (count,), generator=generator)
+    everything = torch.randint(below, (generator.count,), generator=generator.generator)
+    return everything[generator.rows.start : generator.rows.stop]
 
 
 def paired(found: Candidates, margin: float) -> StepPairs:

@@ -9,7 +9,7 @@ from mmrlhf.config import check, check_seed
 
 MAY_DIFFER = (
     "out", "epochs", "resume", "save_every", "images_every", "eval_steps", "kl_budget", "device", "trackers", "compile",
-    "attention", "channels_last", "micro_batch_size", "gradient_checkpointing",
+    "attention", "channels_last", "micro_batch_size", "gradient_checkpointing", "shard",
 )  # fmt: skip
 """Options that a resumed run may change."""
 
@@ -62,6 +62,8 @@ class TuningConfig:
     of a CLIP or SigLIP model; "" is not to look."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
+    shard: bool = False
+    """Of several processes each keeps a part of the network's weights (FSDP): more GPUs hold a larger model."""
     compile: bool = False
     """torch.compile the network: slower at first, then faster on a GPU."""
     channels_last: bool = False

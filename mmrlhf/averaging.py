@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from mmrlhf.sharding import like
+
 
 @runtime_checkable
 class HasWeights(Protocol):
@@ -63,6 +65,6 @@ class WeightAverage:
 
 @torch.no_grad()
 def fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Write values into tensors, wherever either lie."""
+    """Write values into tensors, wherever either lie; whole values also into tensors that are split over processes."""
     for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
+        tensor.copy_(like(value, tensor))

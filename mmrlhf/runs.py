@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_NAMES
 from mmrlhf.rewards import REWARDS
 
-CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+CONFIG, METRICS, CHECKPOINT, ADVICE = "config.json", "metrics.jsonl", "checkpoint.pt", "advice.json"
 READ_UP_TO = 100 * 10**6
 # option -> the files of the folder it names that a run depends on; not where the folder lies, nor what else is in it
 CONTENT = {
@@ -123,6 +123,15 @@ def claim_folder(out: Path, wanted: dict[str, Any], config: str = CONFIG) -> Non
 def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
     """(Re)write `metrics.jsonl`, a line an entry."""
     write_text("".join(json.dumps(line) + "\n" for line in metrics), out / METRICS)
+
+
+def write_advice(out: Path, problems: Mapping[str, str]) -> None:
+    """Keep in `advice.json` what each of the problems that `metrics.jsonl` names is, and what to change: the newest words."""
+    try:
+        known = json.loads((out / ADVICE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    write_text(json.dumps({**(known if isinstance(known, dict) else {}), **problems}, indent=2) + "\n", out / ADVICE)
 
 
 def read_checkpoint(out: Path, parts: Collection[str] = ("policy", "optimizer", "metrics")) -> dict[str, Any] | None:

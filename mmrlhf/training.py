@@ -17,7 +17,8 @@ from mmrlhf.averaging import WeightAverage
 from mmrlhf.checkpoint import save_checkpoint
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
-from mmrlhf.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, write_metrics
+from mmrlhf.runs import CHECKPOINT, RunResult, check_folder, claim_folder, read_checkpoint, write_advice, write_metrics
+from mmrlhf.sharding import full, is_split, split_moments, whole
 from mmrlhf.tracking import close_trackers, log_figures, open_trackers
 
 WEIGHT_DECAY = 1e-4  # where a config names none
@@ -135,6 +136,8 @@ class TrainingRun(Generic[Config, Policy]):
             betas=(0.9, 0.999),
             weight_decay=getattr(config, "weight_decay", WEIGHT_DECAY),
         )
+        self.split = is_split(policy.parameters()[0])
+        """Whether each process has a part of the weights: what reads them all, all do together."""
         self.average = WeightAverage(policy, config.ema_decay)
         self.trackers = open_trackers(config.trackers, config.out, wanted)
         self.at_once = config.micro_batch_size or config.train_batch_size
@@ -155,12 +158,15 @@ class TrainingRun(Generic[Config, Policy]):
             return
         self.policy.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        split_moments(self.optimizer)
         self.average.load_state_dict(saved.get("average", {}))
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.metrics = saved["metrics"]
         budget, stopped = self.config.kl_budget, saved.get("stopped", "")
         self.stopped = "" if budget is None or (saved["kl_budget"] and budget > saved["kl_budget"]) else stopped
+        if stopped and not self.stopped:
+            self.metrics[-1].pop("stopped", None)  # it goes on from there
 
     def epochs(self) -> Iterator[int]:
         """The numbers of the epochs to make; what there is to show is shown before them."""
@@ -178,7 +184,9 @@ class TrainingRun(Generic[Config, Policy]):
     def show_samples(self, epoch: int, last: bool = False) -> None:
         """Call `show` where it is this epoch's turn, with the averaged weights in place."""
         every = getattr(self.config, "images_every", 0)
-        if self.show is None or every == 0 or (epoch % every and not last) or not distributed.is_main_process():
+        if self.show is None or every == 0 or (epoch % every and not last):
+            return
+        if not (distributed.is_main_process() or self.split):
             return
         with self.average.in_place():
             self.show(epoch)
@@ -202,14 +210,24 @@ class TrainingRun(Generic[Config, Policy]):
         self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
 
     def learn(
-        self, places: Int[Tensor, " n"], loss_of: Callable[[Tensor], Loss], whole: int, seen: Figures, bar: Any
+        self,
+        places: Int[Tensor, " n"],
+        loss_of: Callable[[Tensor], Loss],
+        whole: int,
+        seen: Figures,
+        bar: Any,
+        spare: Int[Tensor, " 1"] | None = None,
     ) -> None:
         """Add the gradients of Σ loss / `whole` over `n` places in what an update is made of; `seen` gets the figures,
         `bar` how many are done.
 
         `loss_of(places)` is (the mean loss of some of them, figures). At most --micro-batch-size go through the network at once;
         half as many from then on where the GPU's memory does not suffice, which changes the result by rounding only.
+        Where weights are split over processes, one with fewer places makes up for it with passes on `spare` that count nothing.
         """
+        if self.split:
+            self.learn_together(places, loss_of, whole, seen, bar, spare)
+            return
         weights, done = self.policy.parameters(), 0
         while done < len(places):
             part = places[done : done + self.at_once]
@@ -226,6 +244,35 @@ class TrainingRun(Generic[Config, Policy]):
             bar.update(len(part))
             done += len(part)
 
+    def learn_together(
+        self,
+        places: Int[Tensor, " n"],
+        loss_of: Callable[[Tensor], Loss],
+        whole: int,
+        seen: Figures,
+        bar: Any,
+        spare: Int[Tensor, " 1"] | None,
+    ) -> None:
+        """`learn` with weights split over processes, which gather and scatter them in each pass: all make equally many."""
+        passes = -(-len(places) // self.at_once)
+        for turn in range(int(distributed.extremes(passes, passes)[1])):
+            part = places[turn * self.at_once : (turn + 1) * self.at_once]
+            counts = len(part) > 0
+            if not counts:
+                assert spare is not None, f"{self.name} trains on unequal parts: it has to name a spare place"
+                part = spare
+            try:
+                loss, figures = loss_of(part)
+                (loss * (len(part) / whole if counts else 0.0)).backward()
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"the GPU's memory does not suffice for {len(part)} samples at once: lower --micro-batch-size, or "
+                    f"{self.memory_advice}"
+                ) from error
+            if counts:
+                seen.add(len(part), figures)
+                bar.update(len(part))
+
     def halve(self, tried: int, error: Exception) -> None:
         """So many rows at once did not fit into memory: try half from now on. UserError where it was one."""
         if tried == 1:
@@ -236,8 +283,9 @@ class TrainingRun(Generic[Config, Policy]):
 
     def update(self, epoch: int) -> float:
         """One step of the optimizer on the gradients, summed over processes; their norm. UserError where it is no number."""
-        distributed.sum_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if not self.split:  # else the passes backward have done it
+            distributed.sum_gradients(self.policy.parameters())
+        norm = full(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
         if not norm.isfinite():
             raise self.not_a_number("the gradient of the loss", epoch, self.gradient_advice)
         self.optimizer.step()
@@ -250,13 +298,15 @@ class TrainingRun(Generic[Config, Policy]):
         known = {name for earlier in self.metrics for name in earlier["problems"]}
         for name in sorted(problems.keys() - known) if distributed.is_main_process() else ():
             tqdm.write(f"not learning ({name}) in epoch {line['epoch']}: {problems[name]}", file=sys.stderr)
-        line = line | {"problems": sorted(problems)}
+        line = line | {"problems": sorted(problems)} | ({"stopped": self.stopped} if self.stopped else {})
         self.metrics.append(line)
         done = len(self.metrics)
+        if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
+            self.save()
         if distributed.is_main_process():
-            if done % self.config.save_every == 0 or done == self.config.epochs or self.stopped:
-                self.save()
             write_metrics(self.config.out, self.metrics)
+            if problems:
+                write_advice(self.config.out, problems)
             log_figures(self.trackers, line)
             self.bar.set_postfix({name: f"{line[name]:.3g}" for name in shown})
         if self.on_epoch is not None:
@@ -267,7 +317,9 @@ class TrainingRun(Generic[Config, Policy]):
         return time.monotonic() - self.started
 
     def save(self) -> None:
-        """Write the checkpoint, and the LoRA weights so far (a whole model is only written at the end)."""
+        """Write the checkpoint, and the LoRA weights so far (a whole model is only written at the end), in the main process."""
+        if not (distributed.is_main_process() or self.split):
+            return
         saved = {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -277,7 +329,9 @@ class TrainingRun(Generic[Config, Policy]):
             "kl_budget": self.config.kl_budget,
         }
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(saved | parts, self.config.out / CHECKPOINT)
+        saved = whole(saved | parts)
+        if distributed.is_main_process():
+            save_checkpoint(saved, self.config.out / CHECKPOINT)
         if self.config.lora_rank:
             with self.average.in_place():
                 self.policy.save(self.config.out)
@@ -285,9 +339,10 @@ class TrainingRun(Generic[Config, Policy]):
     def close(self) -> RunResult:
         """The last samples and the weights to load; says where they are."""
         self.show_samples(len(self.metrics), last=True)
-        if distributed.is_main_process():
+        if distributed.is_main_process() or self.split:
             with self.average.in_place():
                 where = self.policy.save(self.config.out)
+        if distributed.is_main_process():
             why = f"stopped: {self.stopped}; " if self.stopped else ""
             print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
         close_trackers(self.trackers)

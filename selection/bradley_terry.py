@@ -1,16 +1,19 @@
 """A small Bradley–Terry head on what pairs differ in, P(first wins) = σ(w·z), and what it does not know about itself."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from scipy.special import expit
 
 from mmrlhf.errors import UserError
 
 PRECISIONS = np.geomspace(1e-1, 1e3, 9)  # of the prior of the weights, among which the answers choose
 STEPS, TOLERANCE = 50, 1e-10
+ROUNDING = 1e-9  # of the largest variance: that of float32 embeddings
+WHITENINGS = (0.0, 0.5, 1.0)  # of the features, among which the answers choose, too
 
 
 class Head(NamedTuple):
@@ -22,12 +25,21 @@ class Head(NamedTuple):
     evidence: float
 
 
-def principal(embeddings: Float[np.ndarray, "n d"], columns: int = 64) -> Float64[np.ndarray, "n c"]:
-    """The first principal components of the rows, at most `columns`, scaled together to a mean square of 1 a row."""
+def principal(
+    embeddings: Float[np.ndarray, "n d"], columns: int = 64, *, whitening: float = 0.0
+) -> Float64[np.ndarray, "n c"]:
+    """The first principal components of the rows, at most `columns`, scaled together to a mean square of 1 a row.
+
+    Before that, each is scaled by its variance^(-whitening/2); what varies by rounding only stays as small as it is.
+    """
     centred = embeddings.astype(np.float64)
     centred -= centred.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    rows = centred @ vectors[:, ::-1][:, :columns]
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    values, vectors = values[::-1][:columns], vectors[:, ::-1][:, :columns]
+    rows = centred @ vectors
+    if whitening:
+        top = values[0] or 1.0
+        rows *= np.where(values > ROUNDING * top, np.maximum(values, ROUNDING * top) / top, 1.0) ** (-whitening / 2)
     scale = np.sqrt((rows**2).sum(axis=1).mean())
     return rows / scale if scale > 0 else rows
 
@@ -41,6 +53,23 @@ def fit_head(differences: Float64[np.ndarray, "k d"], labels: Float[np.ndarray, 
         raise UserError("a head is fitted to one answer or more, with finite features and labels from 0 to 1")
     found = [fit_at(differences, labels.astype(np.float64), float(precision)) for precision in PRECISIONS]
     return max(found, key=lambda head: head.evidence)
+
+
+def fit_features(
+    choices: Sequence[Float64[np.ndarray, "p d"]], asked: Int[np.ndarray, " k"], labels: Float[np.ndarray, " k"]
+) -> tuple[Float64[np.ndarray, "p d"], Head]:
+    """(the features, among `choices`, under which the answers to the rows `asked` are likeliest; their head)."""
+    heads = [fit_head(z[asked], labels) for z in choices]
+    best = int(np.argmax([head.evidence for head in heads]))
+    return choices[best], heads[best]
+
+
+def ridge_of(head: Head, differences: Float64[np.ndarray, "p d"]) -> float:
+    """The `ridge` of `d_optimal` and `v_optimal` that is the head's own prior, with its margins of these pairs."""
+    margins = differences @ head.weights
+    weight = expit(margins) * expit(-margins)
+    average = float((weight * (differences**2).sum(axis=1)).mean()) / differences.shape[1]
+    return head.precision / (average or 1.0)
 
 
 def fit_at(z: Float64[np.ndarray, "k d"], labels: Float64[np.ndarray, " k"], precision: float) -> Head:

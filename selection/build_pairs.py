@@ -15,15 +15,18 @@ from mmrlhf.data import relative, write_jsonl
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.evaluation.batches import member_scores
 from mmrlhf.rewards.score import check_output, load_on, score_items
-from selection.bradley_terry import principal
+from selection.bradley_terry import WHITENINGS, Head, draw_margins, fit_features, principal, ridge_of
 from selection.choice import Choice
 from selection.embed import Embedder, embed_files
 from selection.pair_features import pair_differences
-from selection.pair_items import Table, candidates, read_asked, read_list, table_of
+from selection.pair_items import Candidates, Table, candidates, read_asked, read_list, table_of
 from selection.pair_limits import PairLimits, caps_for, looser
 from selection.pairs import PairChoice, choose_pairs
 from selection.uncertainty import bald, margin_uncertainty
 from selection.v_optimal import v_optimal
+
+MEMBERS = 16  # heads drawn
+NEEDS = "needs --reward, one that `mmrlhf reward train` wrote, or --already with labels: give one of these"
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class PairsConfig:
     out: Path
     """PAIRS.jsonl to write: {"prompt", "image_0", "image_1", "why"}, the pair to ask about first on top."""
     strategy: Literal["v-optimal", "spread", "uncertain", "random"] = "v-optimal"
-    """v-optimal: pairs whose answers tell most of all other pairs, with --reward fewer of those it is sure of. spread: pairs that
-    differ in what no pair before differed in, with --reward times how unsure it is of them. uncertain: by that alone. random:
-    the baseline."""
+    """v-optimal: pairs whose answers tell most of all other pairs, fewer of those that the answers so far, or --reward, are sure
+    of. spread: pairs that differ in what no pair before differed in, times how unsure these are of them. uncertain: by that
+    alone. random: the baseline."""
     reward: str | None = None
     """A reward that is unsure of some pairs: where its ensemble disagrees (bald), or the nearest to a tie where it is none;
-    v-optimal takes its mean margins."""
+    v-optimal takes its mean margins. Without it, a head on the embeddings that is fitted to the labels of --already."""
     most_per_prompt: int | None = None
     """At most so many pairs of a prompt, earlier ones among them (default: twice the even share, more if --budget needs it)."""
     least_per_prompt: int | None = None
@@ -50,9 +53,9 @@ class PairsConfig:
     most_per_image: int | None = None
     """Show no image in more pairs than this (default: as --most-per-prompt)."""
     already: Path | None = None
-    """PAIRS.jsonl asked earlier, with or without labels: not asked again, counted in the caps, and kept away from."""
+    """PAIRS.jsonl asked earlier: not asked again, counted in the caps, and kept away from; with labels, learnt from."""
     model: str = "tiny-clip"
-    """What embeds the images: a tiny name, the folder of a CLIPModel or of `mmrlhf select pretrain`, or a hub id."""
+    """What embeds the images, as `select --model` takes it."""
     cache: Path | None = None
     """Where embeddings are kept, to resume and to reuse (default: beside --out)."""
     seed: int = 0
@@ -64,11 +67,12 @@ class PairsConfig:
 
 
 class Pool(NamedTuple):
-    """Candidate pairs as rows of the table, what each differs in, and the numbers of those that were asked earlier."""
+    """Candidate pairs as rows of the table, what each differs in, the numbers of those asked earlier, a head of the answers."""
 
     pairs: Int[np.ndarray, "p 2"]
     differences: Float[np.ndarray, "p d"]
     asked: list[int]
+    head: Head | None
 
 
 def build(config: PairsConfig) -> list[dict[str, Any]]:
@@ -83,8 +87,7 @@ def build(config: PairsConfig) -> list[dict[str, Any]]:
         print(f"skipped {len(files.unreadable)} unreadable files; first: {next(iter(files.unreadable.values()))}")
     table = table_of(items, files)
     generator = torch.Generator().manual_seed(config.seed)
-    pairs, asked = candidates(table, earlier, generator)
-    pool = Pool(pairs, pair_differences(principal(table.embeddings), pairs), asked)
+    pool = pool_of(config, table, candidates(table, earlier, generator))
     choice = choose(config, table, pool, generator)
     rows = [
         {
@@ -93,7 +96,7 @@ def build(config: PairsConfig) -> list[dict[str, Any]]:
             "image_1": relative(table.items[second].image, config.out),
             "why": why,
         }
-        for (first, second), why in zip(pairs[choice.indices].tolist(), reasons(config, choice), strict=True)
+        for (first, second), why in zip(pool.pairs[choice.indices].tolist(), reasons(config, choice), strict=True)
     ]
     write_jsonl(rows, config.out)
     print(summary(rows, table, config))
@@ -109,12 +112,28 @@ def check(config: PairsConfig) -> None:
             raise UserError(f"--{name.replace('_', '-')} got {value}, allowed is 1 or more")
     if config.least_per_prompt is not None and config.least_per_prompt < 0:
         raise UserError(f"--least-per-prompt got {config.least_per_prompt}, allowed is 0 or more")
-    if config.strategy == "uncertain" and config.reward is None:
-        raise UserError("--strategy uncertain needs --reward: give one that `mmrlhf reward train` wrote")
+    if config.strategy == "uncertain" and config.reward is None and config.already is None:
+        raise UserError(f"--strategy uncertain {NEEDS}")
     if config.strategy == "random" and config.reward is not None:
         raise UserError("--strategy random takes no --reward: use --strategy v-optimal, spread or uncertain")
     if config.out in (config.items, config.already):
         raise UserError(f"--out {config.out} is a file to read: give a name of its own")
+
+
+def pool_of(config: PairsConfig, table: Table, found: Candidates) -> Pool:
+    """The candidates, and what they differ in; a head of the answers so far where there are some and no reward is given."""
+    learns = config.reward is None and config.strategy != "random" and len(found.labels) > 0
+    if not learns and config.strategy == "uncertain" and config.reward is None:
+        raise UserError(f"--already {config.already} has no label of these images; --strategy uncertain {NEEDS}")
+    choices = [
+        pair_differences(principal(table.embeddings, whitening=whitening), found.pairs)
+        for whitening in (WHITENINGS if learns else WHITENINGS[:1])
+    ]
+    if not learns:
+        return Pool(found.pairs, choices[0], found.asked, None)
+    differences, head = fit_features(choices, found.answered, found.labels)
+    print(f"fitted a head on the embeddings to {len(found.labels)} answers of {config.already}")
+    return Pool(found.pairs, differences, found.asked, head)
 
 
 def choose(config: PairsConfig, table: Table, pool: Pool, generator: torch.Generator) -> PairChoice:
@@ -141,14 +160,19 @@ def chooser(
     config: PairsConfig, table: Table, pool: Pool, generator: torch.Generator
 ) -> Callable[[PairLimits], PairChoice]:
     """What chooses as many of the budget as the caps let in."""
-    margins = margins_of(config, table, pool)
+    margins = margins_of(config, table, pool, generator)
     left, prompts = min(config.budget, len(pool.pairs) - len(pool.asked)), table.prompts[pool.pairs[:, 0]]
     if left == 0:
         return lambda limit: PairChoice([], [], [])
     if config.strategy == "v-optimal":
         mean = None if margins is None else margins.nan_to_num(0).mean(0).numpy()
+        ridge = 1.0
+        if pool.head is not None:
+            mean, ridge = pool.differences @ pool.head.weights, ridge_of(pool.head, pool.differences)
         return lambda limit: as_pairs(
-            v_optimal(pool.differences, left, already=pool.asked, generator=generator, margins=mean, limit=limit)
+            v_optimal(
+                pool.differences, left, already=pool.asked, generator=generator, margins=mean, ridge=ridge, limit=limit
+            )
         )
     spread, scores = config.strategy == "spread", scores_of(config, margins, len(pool.pairs), generator)
     return lambda limit: choose_pairs(
@@ -163,10 +187,17 @@ def as_pairs(choice: Choice) -> PairChoice:
     return PairChoice(choice.indices.tolist(), choice.why, choice.gains.tolist())
 
 
-def margins_of(config: PairsConfig, table: Table, pool: Pool) -> Float[Tensor, "m p"] | None:
-    """Each member's score of a pair's first image less that of its second, NaN where it abstains; None without a reward."""
+def margins_of(
+    config: PairsConfig, table: Table, pool: Pool, generator: torch.Generator
+) -> Float[Tensor, "m p"] | None:
+    """Each member's score of a pair's first image less that of its second, NaN where it abstains.
+
+    Without a reward, those of heads that the answers leave possible; None where there are no answers either.
+    """
     if config.reward is None:
-        return None
+        if pool.head is None:
+            return None
+        return torch.from_numpy(draw_margins(pool.head, pool.differences, MEMBERS, generator))
     reward = load_on(config.reward, config.device)
     members = member_scores(reward, table.items, config.batch_size)
     if members is None:
@@ -177,7 +208,7 @@ def margins_of(config: PairsConfig, table: Table, pool: Pool) -> Float[Tensor, "
 def scores_of(
     config: PairsConfig, margins: Float[Tensor, "m p"] | None, count: int, generator: torch.Generator
 ) -> Float[Tensor, " p"] | None:
-    """How unsure the reward is of each pair; as unsure as of any where it abstains. None where nothing tells pairs apart."""
+    """How unsure the reward, or the head, is of each pair; as of any where it abstains. None where nothing tells pairs apart."""
     if config.strategy == "random":
         return torch.rand(count, generator=generator, dtype=torch.double)
     if margins is None:

@@ -1,29 +1,25 @@
-"""Images in, embeddings out, by the picture half of a CLIPModel or a pretrained backbone; kept on disk, so that it resumes."""
+"""Images in, embeddings out, by the picture half of whatever sees images; kept on disk, so that it resumes."""
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmrlhf.backbones import is_backbone, load_backbone_folder
 from mmrlhf.errors import UserError
-from mmrlhf.images import content_hash, load_image
-from mmrlhf.models import quiet_loading, resolve_model
-from mmrlhf.rewards.encoders.resizing import normalise, to_short_side
+from mmrlhf.images import content_hash
+from mmrlhf.rewards.encoders.clip import CLIPBackbone, load_backbone
+from mmrlhf.rewards.encoders.image_only import ImageOnlyBackbone
+from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone
 from mmrlhf.types import Images
-from selection.webdataset import Member
-
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from selection.webdataset import Member, read_picture
 
 
 class EmbeddedFiles(NamedTuple):
@@ -36,42 +32,30 @@ class EmbeddedFiles(NamedTuple):
 
 
 class Embedder:
-    """Calls a CLIPModel's picture half, or a backbone: images of any size -> embeddings of unit length, in float32.
+    """Images of any size -> the unit embeddings of a model's picture half, in float32.
 
-    `model` is a tiny name, a folder that `save_pretrained` or `mmrlhf select pretrain` wrote, or a hub id. UserError where it is
-    none of these.
+    `model` is whatever `load_backbone` takes: tiny-clip, a folder or hub id of a CLIPModel, SiglipModel or Dinov2Model, or of
+    open_clip, or what `mmrlhf select pretrain` wrote. UserError where it is none of these.
     """
 
     def __init__(self, model: str, *, batch_size: int = 32, device: torch.device | str = "cpu"):
-        folder = resolve_model(model)
-        self.model: Any
-        if is_backbone(folder):
-            backbone = load_backbone_folder(folder)
-            self.model, self.size = backbone.network, backbone.image_size
-            mean, std = backbone.mean, backbone.std
-            self.features: Callable[[Tensor], Tensor] = lambda pixels: self.model(pixels).flatten(1)
-        else:
-            self.model, mean, std = load_clip(folder, model)
-            self.size = self.model.config.vision_config.image_size
-            self.features = lambda pixels: self.model.visual_projection(
-                self.model.vision_model(pixel_values=pixels).pooler_output
-            )
-        self.model.eval().requires_grad_(False).to(device)
-        self.mean, self.std = mean, std
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.backbone = load_backbone(model, prompts=False).to(device)
+        self.model, self.size = self.backbone.model, self.backbone.image_size
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Float[Tensor, "b d"]:
-        parts = []
-        for batch in images.split(self.batch_size):
-            square = to_short_side(batch.to(self.device, torch.float32), self.size, "bicubic")
-            pixels = normalise(square, self.mean, self.std, self.device)
-            parts.append(F.normalize(self.features(pixels), dim=-1).to(images.device))
-        return torch.cat(parts)
+        return torch.cat([self.backbone.embed_images(part).to(images.device) for part in images.split(self.batch_size)])
+
+    def read(self, picture: Path | Member) -> Float[Tensor, "3 size size"]:
+        """A picture as the model takes it. UserError if unreadable."""
+        if isinstance(self.backbone, CLIPBackbone | ImageOnlyBackbone):  # Pillow's own resizing to the very same square
+            return read_picture(picture, self.size)
+        return self.backbone.preprocess(read_picture(picture)[None])[0]
 
     def fingerprint(self) -> str:
         """A name for the weights themselves, wherever they lie: equal for equal weights and preprocessing."""
-        digest = hashlib.sha256(repr((self.size, self.mean, self.std)).encode())
+        digest = hashlib.sha256(repr(preprocessing(self.backbone)).encode())
         for name, value in sorted(self.model.state_dict().items()):
             values = value.detach().cpu().double().flatten()
             ramp = torch.linspace(1, 2, len(values), dtype=torch.double)
@@ -81,24 +65,14 @@ class Embedder:
         return digest.hexdigest()[:16]
 
 
-def load_clip(folder: str, model: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """A CLIPModel, and the mean and standard deviation of its pixels. UserError, which says `model`, where it is none."""
-    from transformers import CLIPImageProcessor, CLIPModel
-
-    wanted = "give the folder or hub id of a CLIPModel, or a backbone that `mmrlhf select pretrain` wrote"
-    try:
-        with quiet_loading():
-            clip, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"cannot load the model {model} ({reason}): {wanted}") from error
-    if info["missing_keys"]:
-        raise UserError(f"the model {model} has no weights for {sorted(info['missing_keys'])[0]}: {wanted}")
-    try:
-        processor = CLIPImageProcessor.from_pretrained(folder)
-        return clip, tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError):  # weights without a preprocessor: those of the published CLIP models
-        return clip, OPENAI_MEAN, OPENAI_STD
+def preprocessing(backbone: Any) -> tuple[Any, ...]:
+    """What becomes of a picture before a backbone's weights see it."""
+    if isinstance(backbone, OpenClipBackbone):
+        return tuple(sorted(backbone.preprocessing.items()))
+    if isinstance(backbone, ImageOnlyBackbone):
+        return backbone.image_size, backbone.backbone.mean, backbone.backbone.std
+    further = [getattr(backbone, name) for name in ("resample", "short_side") if hasattr(backbone, name)]
+    return (backbone.image_size, backbone.pixel_mean, backbone.pixel_std, *further)
 
 
 def embed_files(
@@ -120,8 +94,7 @@ def embed_files(
                 try:
                     name = content_hash(path.read_bytes())
                     if name not in known and name not in new:
-                        size = embedder.size
-                        new[name] = load_image(path, size) if isinstance(path, Path) else path.pixels(size)
+                        new[name] = embedder.read(path)
                     found.append((path, name))
                 except (UserError, OSError) as error:
                     unreadable[str(path)] = str(error)

@@ -8,13 +8,40 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from mmrlhf.data import OPTIONAL_PAIR_COLUMNS, Item, image_of, prompt_of, read_items, read_rows
+from mmrlhf.data import (
+    OPTIONAL_PAIR_COLUMNS,
+    PAIR_COLUMNS,
+    Item,
+    check_columns,
+    image_of,
+    pair_of,
+    prompt_of,
+    read_items,
+    read_rows,
+)
 from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash, list_images
 from selection.embed import EmbeddedFiles
 
 MOST_CANDIDATES = 100_000
-Asked = tuple[str, Path, Path]  # prompt and images of a pair
+
+
+class Asked(NamedTuple):
+    """A pair asked earlier, and the weight of its first image: None where nobody answered, 0.5 a tie."""
+
+    prompt: str
+    first: Path
+    second: Path
+    label: float | None
+
+
+class Candidates(NamedTuple):
+    """Pairs of rows (i, j), i < j; the numbers of those asked earlier, each once; and a row an answer: its number and label."""
+
+    pairs: Int[np.ndarray, "p 2"]
+    asked: list[int]
+    answered: Int[np.ndarray, " k"]
+    labels: Float[np.ndarray, " k"]
 
 
 class Table(NamedTuple):
@@ -44,7 +71,14 @@ def read_asked(path: Path) -> list[Asked]:
 
 def asked_of(row: dict[str, Any], folder: Path, where: str) -> Asked:
     """A checked row as a pair."""
-    return prompt_of(row, where), image_of(row, "image_0", folder, where), image_of(row, "image_1", folder, where)
+    label = None
+    if "label_0" in row or "label_1" in row:
+        check_columns(row, where, PAIR_COLUMNS, tuple(row))
+        pair = pair_of(row, folder, where)
+        label = pair.label_0 if pair.has_label else None
+    return Asked(
+        prompt_of(row, where), image_of(row, "image_0", folder, where), image_of(row, "image_1", folder, where), label
+    )
 
 
 def table_of(items: Sequence[Item], files: EmbeddedFiles) -> Table:
@@ -73,8 +107,8 @@ def table_of(items: Sequence[Item], files: EmbeddedFiles) -> Table:
 
 def candidates(
     table: Table, earlier: Sequence[Asked], generator: torch.Generator, most: int = MOST_CANDIDATES
-) -> tuple[Int[np.ndarray, "p 2"], list[int]]:
-    """(pairs of rows (i, j), i < j, within each prompt; the numbers among them of those in `earlier`).
+) -> Candidates:
+    """The pairs within each prompt, and which of them `earlier` asked about.
 
     All pairs; where these are more than `most`, about as many, drawn alike from every prompt. Earlier pairs are always
     among them; those of images that are not in the table are passed over.
@@ -85,12 +119,18 @@ def candidates(
     while np.minimum(sizes, share).sum() > most and share > 1:
         share = max(1, share * 3 // 4)
     before = known_pairs(table, earlier)
-    pairs = {pair: None for pair in before}
+    pairs = {pair: None for pair, _ in before}
     for group in groups:
         pairs |= dict.fromkeys(drawn_pairs(group, share, generator))
     ordered = sorted(pairs)
     place = {pair: number for number, pair in enumerate(ordered)}
-    return np.array(ordered, dtype=np.int64).reshape(-1, 2), [place[pair] for pair in before]
+    answers = [(place[pair], label) for pair, label in before if label is not None]
+    return Candidates(
+        np.array(ordered, dtype=np.int64).reshape(-1, 2),
+        list(dict.fromkeys(place[pair] for pair, _ in before)),
+        np.array([number for number, _ in answers], dtype=np.int64),
+        np.array([label for _, label in answers], dtype=np.float64),
+    )
 
 
 def drawn_pairs(group: Int[np.ndarray, " g"], amount: int, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -107,17 +147,19 @@ def drawn_pairs(group: Int[np.ndarray, " g"], amount: int, generator: torch.Gene
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def known_pairs(table: Table, earlier: Sequence[Asked]) -> list[tuple[int, int]]:
-    """Those earlier pairs of which both images are in the table, as rows, each once."""
+def known_pairs(table: Table, earlier: Sequence[Asked]) -> list[tuple[tuple[int, int], float | None]]:
+    """Those earlier pairs of which both images are in the table: (rows, the lower first; the weight of that one)."""
     row_of = {
         (prompt, image): row
         for row, (prompt, image) in enumerate(zip(table.prompts.tolist(), table.images.tolist(), strict=True))
     }
-    names = {path: content_hash(path.read_bytes()) for _, *paths in earlier for path in dict.fromkeys(paths)}
-    found = []
-    for prompt, *paths in earlier:
-        keys = [(table.names.get(prompt), table.hashes.get(names[path])) for path in paths]
+    paths = dict.fromkeys(path for pair in earlier for path in (pair.first, pair.second))
+    names = {path: content_hash(path.read_bytes()) for path in paths}
+    found: list[tuple[tuple[int, int], float | None]] = []
+    for pair in earlier:
+        keys = [(table.names.get(pair.prompt), table.hashes.get(names[path])) for path in (pair.first, pair.second)]
         rows = [row_of[key] for key in keys if key in row_of]
         if len(rows) == 2 and rows[0] != rows[1]:
-            found.append((min(rows), max(rows)))
-    return list(dict.fromkeys(found))
+            label = pair.label if pair.label is None or rows[0] < rows[1] else 1 - pair.label
+            found.append(((min(rows), max(rows)), label))
+    return found

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, list_images
+from selection.compressed import Reader, is_compressed, is_shard
 from selection.webdataset import Listed, Member, read_shard
 
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -26,7 +27,9 @@ def list_pictures(source: Path) -> Listed:
     loose: list[Path | Member] = []
     if source.is_dir() and any(path.suffix.lower() in SUFFIXES for path in source.rglob("*")):
         loose = list(list_images(source))
-    parts = [read_shard(shard) for shard in tqdm(shards, desc="shards", unit="shard", disable=None, delay=1)]
+    reader = Reader()  # one for all, so that no more than one compressed shard is open
+    bar = tqdm(shards, desc="shards", unit="shard", disable=None, delay=1)
+    parts = [read_shard(shard, reader if is_compressed(shard) else None) for shard in bar]
     unreadable = {name: why for part in parts for name, why in part.unreadable.items()}
     pictures = loose + [picture for part in parts for picture in part.pictures]
     if not pictures:
@@ -41,10 +44,10 @@ def list_pictures(source: Path) -> Listed:
 
 
 def shard_paths(source: Path) -> list[Path]:
-    """The .tar files that `source` means; none where it is a folder without any, or something else."""
+    """The .tar files, compressed or not, that `source` means; none where it is a folder without any, or something else."""
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if path.suffix.lower() == ".tar" and path.is_file())
-    if source.suffix.lower() != ".tar":
+        return sorted(path for path in source.rglob("*") if is_shard(path) and path.is_file())
+    if not is_shard(source):
         return []
     found = []
     for path in [source] if source.exists() else map(Path, expand(str(source))):
@@ -76,7 +79,7 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def places(pictures: Sequence[Path | Member], index: int) -> dict[str, Any]:
-    """Where the bytes of a picture in a shard lie, for results; nothing of a file."""
+    """Where the bytes of a picture in a shard, or in what it unpacks to, lie, for results; nothing of a file."""
     picture = pictures[index]
     if isinstance(picture, Path):
         return {}

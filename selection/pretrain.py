@@ -1,4 +1,4 @@
-"""`mmrlhf select pretrain`: a backbone that learns from a folder of unlabelled images, to embed more of their kind with."""
+"""`mmrlhf select pretrain`: a backbone that learns from unlabelled images, to embed more of their kind with."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,8 @@ class PretrainConfig:
     """Train an image backbone on unlabelled pictures, so that `select` sees what differs among them."""
 
     images: Path
-    """A folder of images; equal files count once, those that cannot be read are listed and skipped."""
+    """A folder of images or of .tar shards, a shard, or 'shards/{000..012}.tar' in quotes; equal files count once, those that
+    cannot be read are listed and skipped."""
     out: Path
     """Folder for the backbone, metrics.jsonl and checkpoint.pt."""
     method: MethodName = "simclr"
@@ -48,7 +49,7 @@ class PretrainConfig:
     backbone: str = "resnet18"
     """The name of a network of torchvision, or else of timm; it starts from random weights."""
     teacher: str = "tiny-clip"
-    """With distill: what `select --model` takes: a tiny name, a folder, or a hub id."""
+    """With distill: what `select --model` takes: tiny-clip, a folder, or a hub id."""
     image_size: int = 224
     """Side of the square that the backbone sees, in pixels."""
     epochs: int = 100

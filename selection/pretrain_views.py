@@ -1,4 +1,4 @@
-"""The pictures of a folder as augmented views, drawn anew each epoch: the same for the same seed, however many processes draw."""
+"""Pictures as augmented views, drawn anew each epoch: the same for the same seed, however many processes draw."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,37 +13,46 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import content_hash, list_images, load_image, to_pil
+from mmrlhf.images import content_hash, to_pil
 from mmrlhf.seeding import seeded
+from selection.compressed import is_compressed
+from selection.pictures import list_pictures
+from selection.webdataset import Member, read_picture
 
 Views = list[Float[Tensor, "3 h w"]]
 ORDER, DRAWS, WEIGHTS = 0, 1, 2  # what a seed is for
 
 
 class Pictures(NamedTuple):
-    """The readable files of a folder, equal ones once, with their content hashes; and what could not be read, with the reason."""
+    """The readable pictures, equal ones once, with their content hashes; and what could not be read, with the reason."""
 
-    paths: list[Path]
+    paths: list[Path | Member]
     hashes: list[str]
     unreadable: dict[str, str]
 
 
-def read_pictures(folder: Path) -> Pictures:
-    """Look at every image below `folder`. UserError where fewer than two different ones can be read."""
-    found: dict[str, Path] = {}
-    unreadable: dict[str, str] = {}
-    for path in tqdm(list_images(folder), desc="reading", unit="image", disable=None, delay=1):
+def read_pictures(source: Path) -> Pictures:
+    """Look at every image that `list_pictures` finds. UserError where fewer than two different ones can be read."""
+    listed = list_pictures(source)
+    found: dict[str, Path | Member] = {}
+    unreadable = dict(listed.unreadable)
+    for picture in tqdm(listed.pictures, desc="reading", unit="image", disable=None, delay=1):
+        if isinstance(picture, Member) and is_compressed(picture.shard):
+            raise UserError(
+                f"{picture.shard} is compressed, and pictures are read in random order, which a compressed shard does not "
+                "allow: unpack it to a .tar first"
+            )
         try:
-            name = content_hash(path.read_bytes())
+            name = content_hash(picture.read_bytes())
             if name not in found:
-                load_image(path)
-                found[name] = path
+                read_picture(picture)
+                found[name] = picture
         except (UserError, OSError) as error:
-            unreadable[str(path)] = str(error)
+            unreadable[str(picture)] = str(error)
     if len(found) < 2:
         first = next(iter(unreadable.values()), "the others are copies")
         raise UserError(
-            f"{folder} holds {len(found)} different readable images ({first}), allowed is 2 or more: give a folder with more"
+            f"{source} holds {len(found)} different readable images ({first}), allowed is 2 or more: give more"
         )
     return Pictures(list(found.values()), list(found), unreadable)
 
@@ -51,14 +60,14 @@ def read_pictures(folder: Path) -> Pictures:
 class AugmentedPictures(Dataset[Views]):
     """Views of each picture in one epoch; which ones follows from the seed, the epoch and the picture's number alone."""
 
-    def __init__(self, paths: Sequence[Path], augment: Callable[[Any], Any], seed: int, epoch: int) -> None:
+    def __init__(self, paths: Sequence[Path | Member], augment: Callable[[Any], Any], seed: int, epoch: int) -> None:
         self.paths, self.augment, self.seed, self.epoch = paths, augment, seed, epoch
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Views:
-        picture = to_pil(load_image(self.paths[number]))
+        picture = to_pil(read_picture(self.paths[number]))
         own = int(torch.randint(2**31, (), generator=seeded(self.seed, DRAWS, self.epoch, number)))
         return list(drawn(own, lambda: self.augment(picture)))
 
@@ -81,7 +90,13 @@ def drawn(seed: int, draw: Callable[[], Any]) -> Any:
 
 
 def batches(
-    paths: Sequence[Path], augment: Callable[[Any], Any], *, batch_size: int, seed: int, epoch: int, workers: int
+    paths: Sequence[Path | Member],
+    augment: Callable[[Any], Any],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    workers: int,
 ) -> DataLoader[Views]:
     """Batches of views, a tensor a view, over the pictures in an order of this epoch; a last one that is not full is left out."""
     order = torch.randperm(len(paths), generator=seeded(seed, ORDER, epoch)).tolist()

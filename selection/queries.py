@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import SUFFIXES, load_image
+from mmrlhf.images import SUFFIXES
+from mmrlhf.rewards.encoders.clip import load_backbone
 from selection.embed import Embedder
 from selection.files import read_matrix
 
@@ -30,7 +31,7 @@ def embed_queries(queries: Sequence[str], model: str, embedder: Embedder | None 
             if not Path(query).is_file():
                 raise UserError(f"there is no image {query} to search for: give the path of a file, or a text")
             embedder = embedder or Embedder(model)
-            rows.append(embedder(load_image(Path(query), embedder.size)[None]).cpu().numpy())
+            rows.append(embedder(embedder.read(Path(query))[None]).cpu().numpy())
         else:
             rows.append(embed_text(query, model))
     widths = sorted({row.shape[1] for row in rows})
@@ -44,6 +45,7 @@ def embed_queries(queries: Sequence[str], model: str, embedder: Embedder | None 
 @torch.no_grad()
 def embed_text(text: str, model: str) -> Float[np.ndarray, "1 d"]:
     """The unit embedding of a text. UserError where the model has no text half."""
-    from mmrlhf.rewards.encoders.clip import load_backbone
-
-    return load_backbone(model).embed_prompts([text]).float().numpy()
+    backbone = load_backbone(model)
+    if not backbone.max_tokens:
+        raise UserError(f"the model {model} reads no text, and so no --query '{text:.60}': give images to search for")
+    return backbone.embed_prompts([text]).float().numpy()

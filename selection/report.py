@@ -7,6 +7,7 @@ import jinja2
 
 from mmrlhf.errors import UserError
 from mmrlhf.page import small_uri, thumbnail_uri
+from selection.compressed import Reader
 from selection.curve import coverage_curve, random_curves
 from selection.drawing import draw_curve, draw_map
 from selection.files import write_whole
@@ -74,22 +75,31 @@ def by_strategy(result: dict[str, Any]) -> str:
 
 def pictures(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The first chosen images, small enough for the page; those that cannot be read any more are left out."""
-    found = []
-    for number, (path, pick) in enumerate(
-        zip(result.get("paths", [])[:MOST_PICTURES], result["picks"], strict=False), start=1
-    ):
+    reader, found = Reader(), {}
+    picks = list(zip(result.get("paths", [])[:MOST_PICTURES], result["picks"], strict=False))
+    # as they lie in the shards, for a compressed one is read from its front again to go back
+    for number in sorted(range(len(picks)), key=lambda number: place(picks[number][1])):
+        path, pick = picks[number]
         try:
-            found.append({"number": number, "name": Path(path).name, "uri": thumbnail(path, pick)} | pick)
+            uri = thumbnail(path, pick, reader)
+            found[number] = {"number": number + 1, "name": Path(path).name, "uri": uri} | pick
         except (UserError, OSError):
             continue
-    return found
+    reader.close()
+    return [found[number] for number in sorted(found)]
 
 
-def thumbnail(path: str, pick: dict[str, Any]) -> str:
+def place(pick: dict[str, Any]) -> tuple[str, int]:
+    """Where a pick lies."""
+    return pick.get("shard", ""), pick.get("start", 0)
+
+
+def thumbnail(path: str, pick: dict[str, Any], reader: Reader) -> str:
     """A chosen image, from its file or from its place in a shard."""
     if "shard" not in pick:
         return thumbnail_uri(Path(path), THUMBNAIL)
-    return small_uri(Member(Path(pick["shard"]), pick["member"], pick["start"], pick["size"]).pixels(), THUMBNAIL)
+    member = Member(Path(pick["shard"]), pick["member"], pick["start"], pick["size"], reader)
+    return small_uri(member.pixels(), THUMBNAIL)
 
 
 def listing(result: dict[str, Any]) -> list[dict[str, Any]]:

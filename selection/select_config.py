@@ -26,7 +26,8 @@ class SelectConfig:
     in the order of their names: a shard a file, unless --shards says how many."""
     images: Path | None = None
     """Images to embed and choose from, instead of --embeddings: a folder of them, or of .tar shards as webdataset writes them, a
-    shard, or 'shards/{000..012}.tar' in quotes. KEY.txt (the prompt) and KEY.json beside KEY.jpg are metadata."""
+    shard, or 'shards/{000..012}.tar' in quotes; also .tar.gz, .bz2, .xz and .zst. KEY.txt (the prompt) and KEY.json beside
+    KEY.jpg are metadata."""
     strategy: StrategyName | None = None
     """kcenter (the default) covers the rare, facility-location stands for the many, typicality suits small budgets, kmeans++
     is far but not only outliers, dpp has no two alike, deduplicate takes the first of each kind, density those like many,
@@ -37,7 +38,8 @@ class SelectConfig:
     seed: int = 0
     """Where chance decides: the first row of kcenter, clusters, equals, the random baseline."""
     model: str = "tiny-clip"
-    """What embeds images and queries: a tiny name, the folder of a CLIPModel or of `mmrlhf select pretrain`, or a hub id."""
+    """What embeds images and queries: tiny-clip, or the folder or hub id of a CLIPModel, SigLIP, DINOv2 or (hf-hub:owner/name)
+    open_clip model, or what `mmrlhf select pretrain` wrote."""
     already: Path | None = None
     """Rows selected earlier, counted as chosen and not chosen again: a result of this command, or a row number a line."""
     metadata: Path | None = None

@@ -1,41 +1,52 @@
-"""Pictures in .tar shards, as webdataset writes them: KEY.jpg, its prompt in KEY.txt, what else is known of it in KEY.json."""
+"""Pictures in .tar shards, compressed or not, as webdataset writes them: KEY.jpg, its prompt in KEY.txt, the rest in KEY.json."""
 
+import io
 import json
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import SUFFIXES, decode, open_image, readable
+from mmrlhf.images import SUFFIXES, decode, load_image, open_image, readable
+from selection.compressed import Reader, open_shard
 
 UNSAFE = re.compile("[\x00-\x1f\x7f\\\\\ud800-\udfff]")  # no part of a name that a path or a page could hold
 NAME = re.compile(
     r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL
 )  # the key ends at the first dot of the last part, as webdataset has it
 MOST_NOTES = 1 << 20  # bytes of a prompt or of metadata
+MOST_PICTURE = 1 << 28  # bytes of a picture, as a compressed shard may say that it holds any number
 
 
 class Member(NamedTuple):
-    """A file inside an uncompressed .tar: `size` bytes from `start` on."""
+    """A file inside a .tar: `size` bytes from `start` on, of what a compressed one holds; `reader` keeps that open."""
 
     shard: Path
     name: str
     start: int
     size: int
+    reader: Reader | None = None
 
     def __str__(self) -> str:
         return str(self.shard / self.name)
 
     def read_bytes(self) -> bytes:
         """What is in it. UserError where the shard ends before it does."""
-        with open(self.shard, "rb") as file:
-            file.seek(self.start)
-            data = file.read(self.size)
+        try:
+            if self.reader is not None:
+                data = self.reader.read(self.shard, self.start, self.size)
+            else:
+                with open_shard(self.shard) as file:
+                    file.seek(self.start)
+                    data = file.read(self.size)
+        except OSError as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{self} cannot be read ({reason}): get the shard again") from error
         if len(data) < self.size:
             raise UserError(f"{self} is cut off after {len(data)} of {self.size} bytes: get the shard again")
         return data
@@ -46,6 +57,11 @@ class Member(NamedTuple):
             return decode(opened, size)
 
 
+def read_picture(picture: Path | Member, size: int | None = None) -> Float[Tensor, "3 h w"]:
+    """As `load_image`, from a file or out of a shard."""
+    return load_image(picture, size) if isinstance(picture, Path) else picture.pixels(size)
+
+
 class Listed(NamedTuple):
     """Pictures in order, what is known of each by column (None where it is not), and what cannot be read, with the reason."""
 
@@ -54,16 +70,19 @@ class Listed(NamedTuple):
     unreadable: dict[str, str]
 
 
-def read_shard(shard: Path) -> Listed:
-    """The pictures of one shard up to where it is cut off or damaged, which is told under its own name."""
+def read_shard(shard: Path, reader: Reader | None = None) -> Listed:
+    """The pictures of one shard up to where it is cut off or damaged, which is told under its own name.
+
+    `reader` is for those of a compressed one.
+    """
     pictures: dict[str, Member] = {}
     notes: dict[str, dict[str, Any]] = {}
     unreadable: dict[str, str] = {}
     try:
-        with open(shard, "rb") as file:
+        with open_shard(shard) as file:
             for info in entries(file):
                 key, kind = split_name(info.name)
-                member = Member(shard, info.name, info.offset_data, info.size)
+                member = Member(shard, info.name, info.offset_data, info.size, reader)
                 told = ascii(info.name)[1:-1] if UNSAFE.search(info.name) else info.name
                 if kind is None:
                     continue
@@ -71,7 +90,7 @@ def read_shard(shard: Path) -> Listed:
                     unreadable[f"{shard}/{told}"] = f"{shard} holds {told}, {why}: it is left out"
                 elif kind not in ("txt", "json"):
                     pictures[info.name] = member
-                elif (found := read_notes(member, kind)) is None:
+                elif (found := read_notes(file, info, kind)) is None:
                     unreadable[str(member)] = f"{member} is no {NOTES[kind]}: its picture has no metadata of it"
                 else:  # the prompt of a KEY.json counts, whichever comes first
                     before = notes.get(key, {})
@@ -79,7 +98,7 @@ def read_shard(shard: Path) -> Listed:
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         unreadable[str(shard)] = (
-            f"{shard} is cut off, damaged or no uncompressed .tar ({reason}): what lies before is taken; get it again"
+            f"{shard} is cut off, damaged or not what its name says ({reason}): what lies before is taken; get it again"
         )
     known = [notes.get(split_name(name)[0], {}) for name in pictures]
     columns = {name: [row.get(name) for row in known] for name in dict.fromkeys(key for row in known for key in row)}
@@ -89,7 +108,7 @@ def read_shard(shard: Path) -> Listed:
 NOTES = {"txt": f"text of UTF-8 up to {MOST_NOTES} bytes", "json": f"JSON object of up to {MOST_NOTES} bytes"}
 
 
-def entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def entries(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
     """The headers of a .tar, in order. ReadError where it does not go forward, or lacks the blocks of zeros at its end."""
     last = -1
     with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -121,17 +140,23 @@ def fault(info: tarfile.TarInfo) -> str | None:
         return "a name that leads out of the shard or is no text"
     if not info.isreg() or info.sparse is not None:
         return "which is a link, a folder or a device"
+    if info.size > MOST_PICTURE:
+        return f"of more than {MOST_PICTURE} bytes"
     return None
 
 
-def read_notes(member: Member, kind: str) -> dict[str, Any] | None:
+def read_notes(file: io.BufferedReader, info: tarfile.TarInfo, kind: str) -> dict[str, Any] | None:
     """The prompt in a text, or the values in a JSON object without lists and missing ones; None where it is neither."""
-    if member.size > MOST_NOTES:
+    if info.size > MOST_NOTES:
         return None
+    file.seek(info.offset_data)
+    data = file.read(info.size)
     try:
-        text = member.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
         found: Any = {"prompt": text.strip()} if kind == "txt" else json.loads(text)
-    except (UserError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
+        return None
+    if len(data) < info.size:
         return None
     if not isinstance(found, dict):
         return None

@@ -1,4 +1,4 @@
-"""Small SiglipModel and open_clip models with random weights, in the layouts of the published ones."""
+"""Small SiglipModel, open_clip and DINOv2 models with random weights, in the layouts of the published ones."""
 
 import json
 from io import BytesIO
@@ -13,8 +13,13 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
@@ -95,6 +100,22 @@ def small_open_clip(
     )
     if "hf_tokenizer_name" in config["text_cfg"]:
         word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def small_dinov2(folder: Path, *, registers: bool = False, resample: int = 3) -> Path:
+    """Save a Dinov2Model folder and return it: learnt at 56 px, takes the middle 42 of 48, 9 patches, 32 wide, 2 layers."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if registers:
+            Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes)).save_pretrained(folder)
+        else:
+            Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 48}, crop_size={"height": 42, "width": 42}, resample=resample,
+        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 

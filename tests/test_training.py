@@ -1,5 +1,6 @@
 """What every fine-tuning run does beside its method, tried with a policy of one weight that learns a number."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def train(config: Config, stop_after: int | None = None, **more: Any) -> tuple[R
             run.learn(torch.arange(4), lambda part: squared(run.policy, part), 4, seen, bar)
         norm = run.update(epoch)
         run.hold_to_budget(abs(run.policy.weight.item()), before)
-        run.record({"epoch": epoch} | seen.of_epoch([norm]), {"slow": "it is"} if epoch else {}, ("loss",))
+        run.record(
+            {"epoch": epoch} | seen.of_epoch([norm]), {"slow": f"it is, after {epoch}"} if epoch else {}, ("loss",)
+        )
     return run.close(), run.policy.weight.item()
 
 
@@ -128,8 +131,20 @@ def test_over_the_budget_an_epoch_is_taken_back_and_the_run_stops(tmp_path: Path
     result, weight = train(config)
     assert weight == pytest.approx(0.2, abs=1e-3) and len(result.metrics) == 3
     assert result.stopped == "the next KL to the start would be 0.3 nats, over the budget of 0.25"
-    assert len(train(replace(config, resume=True))[0].metrics) == 3
-    assert len(train(replace(config, resume=True, kl_budget=1.0))[0].metrics) == 4
+    assert [line.get("stopped") for line in result.metrics] == [None, None, result.stopped]
+    assert train(replace(config, resume=True))[0] == result
+    on = train(replace(config, resume=True, kl_budget=1.0))[0].metrics
+    assert len(on) == 4 and not any("stopped" in line for line in on)
+
+
+def test_what_to_change_is_kept_beside_the_metrics(tmp_path: Path) -> None:
+    """The newest words of a problem, after a resume, too; nothing where there is none."""
+    config = Config(tmp_path / "run")
+    train(replace(config, epochs=1))
+    assert not (config.out / "advice.json").exists()
+    for epochs in (3, 4):
+        train(replace(config, epochs=epochs, resume=True))
+        assert json.loads((config.out / "advice.json").read_text()) == {"slow": f"it is, after {epochs - 1}"}
 
 
 def test_what_there_is_to_show_is_shown_on_its_turn(tmp_path: Path) -> None:

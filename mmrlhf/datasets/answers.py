@@ -7,7 +7,7 @@ from mmrlhf.answers import ANSWER_COLUMNS, OPTIONAL_ANSWER_COLUMNS, AnswerPair, 
 from mmrlhf.answers import write_answer_pairs as write
 from mmrlhf.data import check_columns
 from mmrlhf.datasets.json_lines import objects
-from mmrlhf.datasets.judgements import KINDS, Judgement
+from mmrlhf.datasets.judgements import KINDS, Annotation
 from mmrlhf.datasets.rows import BadRow, Row, Rows, rows_of
 
 __all__ = ["read", "suited", "write"]
@@ -23,7 +23,7 @@ def read(source: Path, images: Path | None) -> Rows:
     return rows_of(objects(source), row)
 
 
-def suited(judgement: Judgement) -> Sequence[AnswerPair]:
+def suited(judgement: Annotation) -> Sequence[AnswerPair]:
     """Two answers, whatever was said of them."""
     if not isinstance(judgement, AnswerPair):
         raise BadRow(f"is of {KINDS[type(judgement)]}, which compare no answers")

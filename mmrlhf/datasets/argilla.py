@@ -28,6 +28,7 @@ from mmrlhf.datasets.judgements import Annotation
 from mmrlhf.datasets.records import records
 from mmrlhf.datasets.rows import BadRow, Row, Rows, is_number, rows_of
 from mmrlhf.images import content_hash
+from mmrlhf.points import PointedImage
 from mmrlhf.segments import SegmentedItem
 
 NAME = "Argilla"
@@ -119,8 +120,10 @@ def span_of(span: Any) -> dict[str, Any]:
 
 
 def suited(judgement: Annotation) -> Sequence[Annotation]:
-    """What has an answer that Argilla's questions can take; spans have no place for a correction."""
+    """What has an answer that Argilla's questions can take; spans have no place for a correction, and points none at all."""
     refuse_unsuited(judgement, NAME)
+    if isinstance(judgement, PointedImage):
+        raise BadRow("points at places in an image, for which Argilla has no question (Label Studio has one)")
     if isinstance(judgement, SegmentedItem) and any(
         getattr(s, "correction", None) is not None for s in judgement.segments
     ):

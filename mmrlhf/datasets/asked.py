@@ -1,7 +1,8 @@
 """Judgements as tasks and what people answered to them: what Label Studio and Argilla share, each in a JSON of its own.
 
 The columns of a task are prompt; image, image_0 and image_1 (…), or answer_0 and answer_1 of a pair of answers, or the answer
-whose spans are labelled; and, where they say something, group, levels, margin, item, safe_0 and safe_1.
+whose spans are labelled; and, where they say something, group, levels, margin, item, safe_0 and safe_1. `asked` is points where
+places in the image are pointed at, so that none says that there is nothing.
 """
 
 import base64
@@ -19,10 +20,12 @@ from mmrlhf.datasets.judgements import Annotation
 from mmrlhf.datasets.rows import BadRow, Picture, Row, is_number
 from mmrlhf.images import content_hash
 from mmrlhf.outcomes import SAFETY, Ranking, Rating
+from mmrlhf.points import PointedImage, pointed_image_of
 from mmrlhf.segments import SegmentedItem, segment_row, segmented_item_of
 from mmrlhf.types import SegmentLabel
 
-PAIR, RATING, RANKING, SPANS = "preference", "rating", "ranking", "spans"  # questions without a criterion
+# questions without a criterion
+PAIR, RATING, RANKING, SPANS, POINTS = "preference", "rating", "ranking", "spans", "points"
 OVERALL = (PAIR, RATING, RANKING, SPANS, "pairwise", "pw", "ranker", "rank", "label")
 PROMPTS = ("prompt", "text", "caption")
 OPTIONAL = ("group", "levels", "margin", "item", "safe_0", "safe_1")
@@ -36,11 +39,11 @@ class Said(NamedTuple):
     """One annotator's answer to a task. Its value is of a form for each kind.
 
     pair: the column that won, or "tie". rating: a level. safety: "safe" or "unsafe". ranking: the rank of each column.
-    spans: the segments, as a SEGMENTS.jsonl has them.
+    spans: the segments, as a SEGMENTS.jsonl has them; points: those of a POINTS.jsonl.
     """
 
     columns: dict[str, Any]
-    kind: Literal["pair", "rating", "safety", "ranking", "spans"]
+    kind: Literal["pair", "rating", "safety", "ranking", "spans", "points"]
     criterion: str
     annotator: str
     value: Any
@@ -51,6 +54,8 @@ def refuse_unsuited(judgement: Annotation, name: str) -> None:
     if isinstance(judgement, SegmentedItem):
         if judgement.answer is None or not all(isinstance(segment, SegmentLabel) for segment in judgement.segments):
             raise BadRow(f"has scores, or spans of steps, and {name} takes tags on an answer")
+        return
+    if isinstance(judgement, PointedImage):
         return
     if not judgement.has_label:
         raise BadRow(f"has no label, and {name} takes what somebody answered")
@@ -71,6 +76,7 @@ def said_of(judgement: Annotation, file: Path) -> Said:
         texts = ("answer_0", "answer_1") if isinstance(j, AnswerPair) else ("answer",)
         columns |= {name: getattr(j, name) for name in texts if hasattr(j, name)}
         columns |= {} if j.image is None else {"image": relative(j.image, file)}
+    columns |= {"asked": POINTS} if isinstance(j, PointedImage) else {}
     is_veto = isinstance(j, Rating) and j.criterion == SAFETY and j.levels == 2
     for name in OPTIONAL:
         value = getattr(j, name, None)
@@ -85,6 +91,8 @@ def answered(j: Annotation) -> tuple[Any, str, str, Any]:
     """(kind, criterion, annotator, value) of a judgement."""
     if isinstance(j, SegmentedItem):
         return "spans", "", j.annotator, [segment_row(segment) for segment in j.segments]
+    if isinstance(j, PointedImage):
+        return "points", "", j.annotator, [point._asdict() for point in j.points]
     if isinstance(j, Ranking):
         return (
             "ranking",
@@ -221,15 +229,26 @@ def spans_of(said: Said, prompt: str, files: Mapping[str, Path], about: Mapping[
     return replace(segmented_item_of(row, Path(), where), image=image)
 
 
+def points_of(said: Said, prompt: str, files: Mapping[str, Path], about: Mapping[str, Any], where: str) -> PointedImage:
+    """Tagged places in the task's one image."""
+    if len(files) != 1:
+        raise BadRow(f"points at an image, and the task has {len(files)}: name the one that is pointed at image")
+    (image,) = files.values()
+    about = {name: value for name, value in about.items() if name != "criterion"}
+    return pointed_image_of({"prompt": prompt, "image": str(image), "points": said.value, **about}, Path(), where)
+
+
 Converter = Callable[[Said, str, Mapping[str, Path], Mapping[str, Any], str], Annotation]
 CONVERTERS: dict[str, Converter] = {
     "pair": pair_of, "rating": rating_of, "safety": rating_of, "ranking": ranking_of, "spans": spans_of,
+    "points": points_of,
 }  # fmt: skip
 
 
 def question_name(said: Said) -> str:
     """What the question is called: the criterion, or the kind's own name."""
-    return said.criterion or {"pair": PAIR, "rating": RATING, "ranking": RANKING, "spans": SPANS}[said.kind]
+    own = {"pair": PAIR, "rating": RATING, "ranking": RANKING, "spans": SPANS, "points": POINTS}
+    return said.criterion or own[said.kind]
 
 
 def criterion_of(name: Any) -> str:

@@ -12,6 +12,7 @@ from mmrlhf.datasets import reader
 from mmrlhf.datasets.judgements import Judgement, images_of, question_of, verdict_of
 from mmrlhf.datasets.rows import Fault, Row, Rows
 from mmrlhf.outcomes import Rating
+from mmrlhf.points import PointedImage
 from mmrlhf.segments import SegmentedItem
 
 
@@ -67,7 +68,7 @@ class Seen:
         if earlier := self.rows.get(key := digest(judgement)):
             return f"repeats {earlier}{unnamed}"
         self.rows[key] = row.where
-        if isinstance(judgement, SegmentedItem) or (verdict := strict(judgement)) is None:
+        if isinstance(judgement, SegmentedItem | PointedImage) or (verdict := strict(judgement)) is None:
             return ""
         question = digest((judgement.annotator, question_of(judgement)))
         first, earlier = self.verdicts.setdefault(question, (verdict, row.where))

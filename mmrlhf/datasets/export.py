@@ -13,16 +13,18 @@ from mmrlhf.datasets.rows import BadRow
 from mmrlhf.datasets.stored import is_veto, outcomes_of, paths
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, strict_pairs
+from mmrlhf.points import PointedImage, write_points
 from mmrlhf.rater_quality import check_minimum, fails_checks
 from mmrlhf.segments import SegmentedItem, write_segments
 from mmrlhf.store import Store, open_existing, store_name, task_key
 from mmrlhf.store.checks import check_results
 
 FLAT = ("pickapic", "trl")  # formats without a column for the criterion
-ExportFormat = Literal[WrittenFormat, "segments"]
+ExportFormat = Literal[WrittenFormat, "segments", "points"]
 WITH_VETOES = ("outcomes", "label-studio", "argilla")  # formats that tell a veto from an answer
 WITH_RATINGS = (*WITH_VETOES, "verl-omni")  # formats that hold what was said of single images
 WITH_MARKS = ("label-studio", "argilla")  # formats that hold marked answers beside everything else
+WITH_POINTS = ("label-studio",)  # and places in images
 
 
 class NothingThere(UserError):
@@ -38,12 +40,12 @@ class ExportConfig:
     store: str | None = None
     """sqlite:///FILE, a path or postgresql://USER@HOST/NAME: what `mmrlhf rate` collected."""
     data: Path | None = None
-    """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl, an ANSWERS.jsonl or a SEGMENTS.jsonl."""
+    """Instead of a store: a PAIRS.jsonl, an OUTCOMES.jsonl, an ANSWERS.jsonl, a SEGMENTS.jsonl or a POINTS.jsonl."""
     format: ExportFormat = "pairs"
-    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (rankings, ratings by any criteria and vetoes, too),
-    pickapic (a parquet file), verl-omni (a parquet file of their prompts, each once). Of answers: answers, trl (a parquet file
-    for TRL's trainers), segments (the marked ones of a store, as `mmrlhf vlm dense-dpo` takes them). Of all of these:
-    label-studio, argilla (JSON that they import)."""
+    """Of images: pairs (which `mmrlhf reward train` takes), outcomes (rankings, ratings by any criteria and vetoes, too), points
+    (places in a store's images that were clicked), pickapic (a parquet file), verl-omni (a parquet file of their prompts, each
+    once). Of answers: answers, trl (a parquet file for TRL's trainers), segments (the marked ones of a store, as
+    `mmrlhf vlm dense-dpo` takes them). Of all of these: label-studio, argilla (JSON that they import; argilla has no points)."""
     source: str = "all"
     """Of a store: all, or only the answers of one kind of rater: human, simulated or ai."""
     criterion: str | None = None
@@ -63,8 +65,8 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> list[Any
     """
     exactly_one(store=config.store, data=config.data)
     doubtful = who_fails(config)
-    if config.format == "segments":
-        return export_segments(config, say, doubtful)
+    if config.format in ("segments", "points"):
+        return export_parts(config, say, doubtful)
     given = numbered(config.data) if config.data is not None else found_in_store(config)
     given = [each for each in given if each[1].annotator not in doubtful]
     if config.criterion is not None:
@@ -106,6 +108,8 @@ def found_in_store(config: ExportConfig) -> list[tuple[str, Annotation]]:
     marked: list[tuple[str, Annotation]] = []
     if config.format in WITH_MARKS:
         marked = [(f"marked answer {number}", item) for number, item in enumerate(marks(url, config.source), start=1)]
+    if config.format in WITH_POINTS:
+        marked += [(f"points {number}", item) for number, item in enumerate(pointed(url, config.source), start=1)]
     vetoes = config.vetoes == "keep" and config.format in WITH_VETOES
     try:
         return [*answers(url, config.source, ratings=config.format in WITH_RATINGS, vetoes=vetoes), *marked]
@@ -115,19 +119,38 @@ def found_in_store(config: ExportConfig) -> list[tuple[str, Annotation]]:
         raise
 
 
-def export_segments(config: ExportConfig, say: Callable[[str], None], doubtful: set[str]) -> list[SegmentedItem]:
-    """The marked answers of a store as a SEGMENTS.jsonl; those without a mark are in it, too."""
+def export_parts(
+    config: ExportConfig, say: Callable[[str], None], doubtful: set[str]
+) -> list[SegmentedItem] | list[PointedImage]:
+    """The marked answers of a store as a SEGMENTS.jsonl, or its points as a POINTS.jsonl; those without a mark are in it, too."""
+    what = "marked answers" if config.format == "segments" else "images with points"
     if config.store is None or config.criterion is not None:
-        raise UserError("--format segments takes marked answers: give --store, and neither --data nor --criterion")
-    rows = [row for row in marks(config.store, config.source) if row.annotator not in doubtful]
+        raise UserError(f"--format {config.format} takes {what}: give --store, and neither --data nor --criterion")
+    found = marks(config.store, config.source) if config.format == "segments" else pointed(config.store, config.source)
+    rows: list[Any] = [row for row in found if row.annotator not in doubtful]
     if not rows:
         raise UserError(
-            f"no marked answers (source: {config.source}) in {store_name(config.store)}: collect some with `mmrlhf rate "
-            "--mode segments`"
+            f"no {what} (source: {config.source}) in {store_name(config.store)}: collect some with `mmrlhf rate "
+            f"--mode {config.format}`"
         )
-    write_segments(rows, config.out)
-    say(f"{len(rows)} marked answers: {config.out}")
+    (write_segments if config.format == "segments" else write_points)(rows, config.out)
+    say(f"{len(rows)} {what}: {config.out}")
     return rows
+
+
+def pointed(url: str, source: str) -> list[PointedImage]:
+    """The images of a store in which somebody looked for something to point at."""
+    store = opened(url, source)
+    try:
+        said, name = [judgement for judgement in store.points() if source in ("all", judgement.source)], store.name
+        items = store.items()
+    finally:
+        store.close()
+    files = list(paths([judgement.item for judgement in said], items, name))
+    return [
+        PointedImage(judgement.prompt, file, judgement.points, annotator=judgement.annotator)
+        for judgement, file in zip(said, files, strict=True)
+    ]
 
 
 def marks(url: str, source: str) -> list[SegmentedItem]:
@@ -183,7 +206,10 @@ def answers(url: str, source: str, *, ratings: bool = False, vetoes: bool = Fals
             found.append(outcome)
     if not found:
         what = "answers" if ratings else "answers to pairs"
-        raise NothingThere(f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`")
+        raise NothingThere(
+            f"no {what} (source: {source}) in {name}: collect some with `mmrlhf rate`, or give --format segments or points "
+            "for those of its modes"
+        )
     return [(f"answer {number} of {name}", judgement) for number, judgement in enumerate(found, start=1)]
 
 

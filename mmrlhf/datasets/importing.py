@@ -23,19 +23,18 @@ from mmrlhf.datasets.judgements import Annotation, line_of, with_images
 from mmrlhf.datasets.rows import Fault, Row
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, strict_pairs
+from mmrlhf.points import PointedImage
 from mmrlhf.segments import SegmentedItem
 
-FILES = (
-    "outcomes",
-    "answers",
-    "segments",
-)  # one for judgements on images, one for pairs of answers, one for marked answers
+# one for judgements on images, one for pairs of answers, one for marked answers, one for images with points
+FILES = ("outcomes", "answers", "segments", "points")
+KIND: dict[type, str] = {AnswerPair: "answers", SegmentedItem: "segments", PointedImage: "points"}
 
 
 @dataclass(frozen=True)
 class ImportConfig:
     """Read a preference data set into a folder: pairs.jsonl, or outcomes.jsonl (ratings, rankings); answers.jsonl (texts);
-    segments.jsonl (marked texts)."""
+    segments.jsonl (marked texts); points.jsonl (places in images)."""
 
     format: Format
     """Of images: pickapic, hpd (train.json or test.json), imagereward, folder. Of answers: hh, saferlhf, rlhfv (with
@@ -69,7 +68,7 @@ def import_data(config: ImportConfig) -> int:
     except UserError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    names = {"outcomes": "pairs" if kinds <= {Pair, AnswerPair, SegmentedItem} else "outcomes"}
+    names = {"outcomes": "pairs" if kinds <= {Pair, AnswerPair, SegmentedItem, PointedImage} else "outcomes"}
     said = {names.get(kind, kind): number for kind, number in counts.items()}
     place(partial, config.out, {kind: names.get(kind, kind) for kind in FILES})
     files = ", ".join(f"{number} {name}" for name, number in said.items())
@@ -92,7 +91,7 @@ def fill(partial: Path, config: ImportConfig) -> tuple[set[type], Counter[str], 
                 continue
             for judgement in kept(row, partial / "images", files, config.rankings):
                 kinds.add(type(judgement))
-                kind = {AnswerPair: "answers", SegmentedItem: "segments"}.get(type(judgement), "outcomes")
+                kind = KIND.get(type(judgement), "outcomes")
                 counts[kind] += 1
                 line = line_of(judgement, partial / f"{kind}.jsonl")
                 streams[kind].write(json.dumps(line, ensure_ascii=False) + "\n")

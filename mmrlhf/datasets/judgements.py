@@ -8,11 +8,15 @@ from typing import Any
 from mmrlhf.answers import AnswerPair, answer_row, oriented, read_answer_pairs, sides_of
 from mmrlhf.data import Pair, lines_of, parse_object
 from mmrlhf.outcomes import Outcome, Ranking, Rating, items_of, read_outcomes, row_of
+from mmrlhf.points import PointedImage, points_row, read_points
 from mmrlhf.segments import SegmentedItem, read_segments, segments_row
 
 Judgement = Outcome | AnswerPair
-Annotation = Judgement | SegmentedItem
-KINDS = {Pair: "pairs", Ranking: "rankings", Rating: "ratings", AnswerPair: "answers", SegmentedItem: "segments"}
+Annotation = Judgement | SegmentedItem | PointedImage
+KINDS = {
+    Pair: "pairs", Ranking: "rankings", Rating: "ratings", AnswerPair: "answers", SegmentedItem: "segments",
+    PointedImage: "points",
+}  # fmt: skip
 
 
 def read_judgements(path: Path) -> Sequence[Judgement]:
@@ -24,22 +28,25 @@ def read_judgements(path: Path) -> Sequence[Judgement]:
 
 
 def read_annotations(path: Path) -> Sequence[Annotation]:
-    """The same, or the marked items of a SEGMENTS.jsonl."""
+    """The same, or the marked items of a SEGMENTS.jsonl, or the images of a POINTS.jsonl."""
     columns = ("prompt", "…")
     where, line = next(lines_of(path, columns))
-    return read_segments(path) if "segments" in parse_object(line, where, columns) else read_judgements(path)
+    row = parse_object(line, where, columns)
+    return read_segments(path) if "segments" in row else read_points(path) if "points" in row else read_judgements(path)
 
 
 def line_of(judgement: Annotation, file: Path) -> dict[str, Any]:
     """A judgement as a line of `file`."""
     if isinstance(judgement, SegmentedItem):
         return segments_row(judgement, file)
+    if isinstance(judgement, PointedImage):
+        return points_row(judgement, file)
     return answer_row(judgement, file) if isinstance(judgement, AnswerPair) else row_of(judgement, file)
 
 
 def images_of(judgement: Annotation) -> list[Path]:
     """The images that a judgement is about."""
-    if isinstance(judgement, AnswerPair | SegmentedItem):
+    if isinstance(judgement, AnswerPair | SegmentedItem | PointedImage):
         return [] if judgement.image is None else [judgement.image]
     return [item.image for item in items_of(judgement)]
 

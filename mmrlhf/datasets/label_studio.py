@@ -1,7 +1,8 @@
 """Label Studio's export JSON: tasks with `data` and `annotations`, and the predictions of models beside them.
 
 An object tag is named as its column (<Image name="image_0" value="$image_0"/>), a control tag as the criterion. Pairwise,
-choices, rating, ranker and labels (with a textarea for the correction of each) are read. docs/exchange.md has configurations.
+choices, rating, ranker, labels (with a textarea for the correction of each) and keypointlabels are read. docs/exchange.md has
+configurations.
 """
 
 import json
@@ -16,6 +17,7 @@ from mmrlhf.data import write_text
 from mmrlhf.datasets.asked import (
     AI,
     LOCAL,
+    POINTS,
     SPANS,
     TIE,
     Said,
@@ -38,6 +40,9 @@ CHOICES = {
     "tie": None, "both": None, "equal": None, "same": None, "neither": None,
 }  # fmt: skip
 SIDES = ("left", "right")
+KEYPOINT = "keypointlabels"
+DIGITS = 12  # of a point's place that a percentage keeps
+DOT = 1.0  # percent of the image: how large a point is drawn
 
 
 def read(source: Path, images: Path | None) -> Rows:
@@ -81,11 +86,15 @@ def answers_to(where: str, task: dict[str, Any]) -> Iterator[tuple[str, dict[str
 
 
 def parts(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The results of each control; labels and the texts that correct them are one. No result at all marks nothing."""
+    """The results of each control; labels and the texts that correct them are one, and so are the points in an image.
+
+    No result at all marks nothing.
+    """
     of_control: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        spans = result.get("type") in ("labels", "textarea")
-        of_control[SPANS if spans else (result.get("from_name"), result.get("to_name"))].append(result)
+        spans, points = result.get("type") in ("labels", "textarea"), result.get("type") == KEYPOINT
+        name = KEYPOINT if points else result.get("from_name")
+        of_control[SPANS if spans else (name, result.get("to_name"))].append(result)
     return list(of_control.values()) or [[]]
 
 
@@ -100,6 +109,12 @@ def annotator_of(sheet: dict[str, Any]) -> str:
 def said_in(record: dict[str, Any]) -> Said:
     """What the results of one control say. `BadRow` for a control that says nothing we know."""
     data, results = columns_of(record["data"]), record["results"]
+    if results[:1] and results[0].get("type") == KEYPOINT:
+        return Said(
+            of_object(data, str(results[0].get("to_name", ""))), "points", "", record["annotator"], points_in(results)
+        )
+    if not results and data.get("asked") == POINTS:
+        return Said(data, "points", "", record["annotator"], [])
     if not results or results[0].get("type") in ("labels", "textarea"):
         if not results and "answer" not in data:
             raise BadRow("says nothing: skip such tasks in Label Studio, or leave them out")
@@ -109,7 +124,9 @@ def said_in(record: dict[str, Any]) -> Said:
         raise BadRow(f"has {len(results)} results of '{result.get('from_name')}' for one object, allowed is one")
     kind, value = result.get("type"), result.get("value")
     if kind not in READERS or not isinstance(value, dict):
-        raise BadRow(f"is of type {kind!r:.40}, allowed are {', '.join((*READERS, 'labels'))}, each with a value")
+        raise BadRow(
+            f"is of type {kind!r:.40}, allowed are {', '.join((*READERS, 'labels', KEYPOINT))}, each with a value"
+        )
     name = result.get("from_name")
     return READERS[kind](data, str(result.get("to_name", "")), name, record["annotator"], value)
 
@@ -219,6 +236,18 @@ def spans_in(results: list[dict[str, Any]], data: dict[str, Any]) -> list[dict[s
     return found
 
 
+def points_in(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points as a POINTS.jsonl has them: Label Studio gives percent of the image's sides."""
+    found = []
+    for value in map(value_of, results):
+        labels = value.get(KEYPOINT)
+        if not isinstance(labels, list) or len(labels) != 1:
+            raise BadRow(f"{KEYPOINT} got {labels!r:.80}, allowed is one label a point")
+        x, y = (round(value[name] / 100, DIGITS) if is_number(value.get(name)) else value.get(name) for name in "xy")
+        found.append({"x": x, "y": y, "tag": labels[0]})
+    return found
+
+
 def refuse_another_text(span: dict[str, Any], covered: Any, answer: Any) -> None:
     """`BadRow` where a span says what it covers, and that is not what stands there."""
     start, end = span["start"], span["end"]
@@ -276,6 +305,17 @@ def results_of(said: Said) -> list[dict[str, Any]]:
         return [
             result for number, segment in enumerate(said.value) for result in results_of_span(said, number, segment)
         ]
+    if said.kind == "points":
+        return [
+            {
+                "id": f"point-{number}",
+                "from_name": name,
+                "to_name": "image",
+                "type": KEYPOINT,
+                "value": key_point(point),
+            }
+            for number, point in enumerate(said.value)
+        ]
     if said.kind == "ranking":
         buckets: dict[str, list[str]] = defaultdict(list)
         for column, rank in sorted(said.value.items(), key=lambda each: each[1]):
@@ -290,6 +330,12 @@ def results_of(said: Said) -> list[dict[str, Any]]:
         return [{"from_name": name, "to_name": to, "type": "choices", "value": {"choices": [TIE]}}]
     side = SIDES[int(said.value[-1])]
     return [{"from_name": name, "to_name": name, "type": "pairwise", "value": {"selected": side}}]
+
+
+def key_point(point: dict[str, Any]) -> dict[str, Any]:
+    """A point as Label Studio has it."""
+    x, y = (round(100 * point[name], DIGITS - 2) for name in "xy")
+    return {"x": x, "y": y, "width": DOT, KEYPOINT: [point["tag"]]}
 
 
 def results_of_span(said: Said, number: int, segment: dict[str, Any]) -> list[dict[str, Any]]:

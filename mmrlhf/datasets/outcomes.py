@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmrlhf.answers import AnswerPair
 from mmrlhf.datasets.json_lines import objects
-from mmrlhf.datasets.judgements import Judgement
+from mmrlhf.datasets.judgements import KINDS, Annotation
 from mmrlhf.datasets.rows import BadRow, Row, Rows, rows_of
 from mmrlhf.outcomes import Outcome, outcome_of
 from mmrlhf.outcomes import write_outcomes as write
@@ -19,8 +19,10 @@ def read(source: Path, images: Path | None) -> Rows:
     return rows_of(objects(source), lambda where, record: [Row(where, outcome_of(record, folder, where))])
 
 
-def suited(judgement: Judgement) -> Sequence[Outcome]:
-    """Any judgement on images."""
+def suited(judgement: Annotation) -> Sequence[Outcome]:
+    """Any judgement on whole images."""
     if isinstance(judgement, AnswerPair):
         raise BadRow("compares answers, not images")
+    if not isinstance(judgement, Outcome):
+        raise BadRow(f"is of {KINDS[type(judgement)]}, which have a file of their own")
     return [judgement]

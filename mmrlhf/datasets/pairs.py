@@ -6,7 +6,7 @@ from pathlib import Path
 from mmrlhf.data import OPTIONAL_PAIR_COLUMNS, PAIR_COLUMNS, Pair, check_columns, pair_of
 from mmrlhf.data import write_pairs as write
 from mmrlhf.datasets.json_lines import objects
-from mmrlhf.datasets.judgements import KINDS, Judgement
+from mmrlhf.datasets.judgements import KINDS, Annotation
 from mmrlhf.datasets.rows import BadRow, Row, Rows, rows_of
 from mmrlhf.outcomes import Ranking, strict_pairs
 
@@ -23,7 +23,7 @@ def read(source: Path, images: Path | None) -> Rows:
     return rows_of(objects(source), row)
 
 
-def suited(judgement: Judgement) -> Sequence[Pair]:
+def suited(judgement: Annotation) -> Sequence[Pair]:
     """A pair as it is, a ranking as its strict pairs."""
     if isinstance(judgement, Pair):
         return [judgement]

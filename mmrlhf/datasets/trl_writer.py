@@ -16,7 +16,7 @@ from mmrlhf.answers import AnswerPair
 from mmrlhf.data import replacing
 from mmrlhf.datasets.answers import suited as suited_answers
 from mmrlhf.datasets.dialogues import Message, parted
-from mmrlhf.datasets.judgements import Judgement
+from mmrlhf.datasets.judgements import Annotation
 from mmrlhf.datasets.records import ROWS_AT_ONCE
 from mmrlhf.datasets.rows import BadRow
 
@@ -24,7 +24,7 @@ TEXT = {"dtype": "string", "_type": "Value"}
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
-def suited(judgement: Judgement) -> Sequence[AnswerPair]:
+def suited(judgement: Annotation) -> Sequence[AnswerPair]:
     """Two answers one of which was preferred: TRL has no place for ties and soft labels."""
     (pair,) = suited_answers(judgement)
     if not pair.has_label or pair.label_0 not in (0.0, 1.0):

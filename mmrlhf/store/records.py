@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mmrlhf import __version__
+from mmrlhf.points import Point
 from mmrlhf.types import SegmentLabel
 
 Kind = Literal["pair", "score", "rank", "likert", "segments", "point"]
@@ -121,14 +122,6 @@ class SegmentJudgement(Answered):
     item: str
     text: str
     segments: tuple[SegmentLabel, ...]
-
-
-class Point(NamedTuple):
-    """A place in a picture, and what is there: x is 0 at the left edge, 1 at the right; y is 0 at the top, 1 at the bottom."""
-
-    x: float
-    y: float
-    tag: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from apps.dashboard_page import MOST_SLIDES, picture_uri, write_page
 from apps.dashboard_runs import read_board
 from mmrlhf.images import save_image
+from mmrlhf.runs import write_advice
 from tests.apps.test_dashboard_runs import make_run
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -63,7 +64,7 @@ def runs(tmp_path: Path) -> Path:
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     config = {"epochs": 4, "prompts": "prompts.txt", "prompts_sha256": digest, EVIL: 1, "model": EVIL}
     for name in (EVIL, "plain"):
-        make_run(root / name, lines, tail="{broken\n", **config)
+        write_advice(make_run(root / name, lines, tail="{broken\n", **config), {f"flat {EVIL}": f"change {EVIL}"})
         config = config | {EVIL: 2, "model": "tiny-sd"}
     (root / "prompts.txt").write_text("\n".join(prompts) + "\n")
     for step in (0, 2):
@@ -99,7 +100,7 @@ def test_names_and_prompts_stay_texts(runs: Path, tmp_path: Path) -> None:
     page = export(runs, tmp_path / "page.html")
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert len(page.all("script")) == 1 and page.text.count("alert(1)") > 8
-    for words in (f"a cat {EVIL}", "</script><script>alert(2)</script>", f"flat {EVIL} since epoch 0"):
+    for words in (f"a cat {EVIL}", "</script><script>alert(2)</script>", f"flat {EVIL} since epoch 0: change {EVIL}"):
         assert words in page.text, words
     assert {attributes["alt"] for attributes in page.all("img")} == {
         f"samples of {EVIL} at epoch 0", f"samples of {EVIL} at epoch 2"

@@ -19,7 +19,7 @@ from apps.dashboard_runs import Run, duration, read_board, status_of
 from mmrlhf.data import write_jsonl
 from mmrlhf.images import save_image
 from mmrlhf.rewards.evaluation.drift_report import DriftConfig, drift
-from mmrlhf.runs import write_metrics
+from mmrlhf.runs import write_advice, write_metrics
 
 
 def make_run(folder: Path, lines: list[dict[str, Any]], tail: str = "", **config: Any) -> Path:
@@ -143,9 +143,41 @@ def test_problems_say_since_when_and_whether_they_last(tmp_path: Path) -> None:
     named = [[], ["flat reward"], ["flat reward", "no step"], ["no step"]]
     run = only(make_run(tmp_path / "r", [{"epoch": i, "problems": names} for i, names in enumerate(named)]))
     assert [tuple(problem) for problem in run.problems] == [
-        ("flat reward", 1.0, 2.0, False),
-        ("no step", 2.0, 3.0, True),
+        ("flat reward", 1.0, 2.0, False, ""),
+        ("no step", 2.0, 3.0, True, ""),
     ]
+
+
+def test_problems_say_what_to_change_where_the_run_wrote_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r", [{"epoch": i, "problems": ["flat reward", "no step"]} for i in range(2)])
+    write_advice(folder, {"flat reward": "check the reward, of epoch 0"})
+    write_advice(folder, {"flat reward": "check the reward", "gone": "?"})  # the newest words
+    assert [(problem.name, problem.advice) for problem in only(folder).problems] == [
+        ("flat reward", "check the reward"),
+        ("no step", ""),
+    ]
+    assert not read_board([folder]).calibrations and not read_board([folder]).drifts
+    for broken in ("{", "[1]", '{"flat reward": 3}', '"text"'):
+        (folder / "advice.json").write_text(broken)
+        assert [problem.advice for problem in only(folder).problems] == ["", ""]
+    (folder / "advice.json").unlink()
+    (tmp_path / "outside.json").write_text('{"flat reward": "secret"}')
+    (folder / "advice.json").symlink_to(tmp_path / "outside.json")
+    assert [problem.advice for problem in read_board([folder]).runs[0].problems] == ["", ""]
+
+
+def test_a_run_that_stopped_says_why_and_one_that_goes_on_after_all_does_not(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"epoch": i, "seconds": 1.0} for i in range(2)]
+    why = "the next KL to the start would be 0.3 nats, over the budget of 0.25"
+    run = only(make_run(tmp_path / "r", [*lines, {"epoch": 2, "seconds": 1.0, "stopped": why}], epochs=10))
+    assert status_of(run, run.changed + 7200) == ("stopped", f"{why}, 2\N{NO-BREAK SPACE}h ago")
+    assert [series.part for series in run.named("seconds")] == [""]
+    on = only(make_run(tmp_path / "on", [*lines, {"epoch": 2, "stopped": why}, {"epoch": 3}], epochs=10))
+    assert status_of(on, on.changed).word == "running"
+    whole = only(make_run(tmp_path / "whole", [*lines, {"epoch": 2, "stopped": why}], epochs=3))
+    assert status_of(whole, whole.changed).word == "finished"  # it was over the budget in the last epoch
+    other = only(make_run(tmp_path / "other", [{"epoch": 0, "stopped": 3}], epochs=10))
+    assert status_of(other, other.changed + 7200).word == "silent"
 
 
 def test_signs_of_life(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from apps.rate_items import read_questions
 from mmrlhf.data import read_pairs
 from mmrlhf.errors import UserError
 from mmrlhf.images import save_image
-from mmrlhf.store import SegmentJudgement, Store, Task
+from mmrlhf.store import Point, PointJudgement, SegmentJudgement, Store, Task
 from mmrlhf.store.checks import Check, add_checks
 from mmrlhf.types import Preference
 from tests.apps.raters import App, served
@@ -136,6 +136,11 @@ def test_answers_come_as_data_export_writes_them(store: Store, tmp_path: Path, c
             SegmentJudgement(prompt=EVIL, item=item, text="words", segments=(), annotator="bo", source="human")
         )
         (row,) = map(json.loads, client.get("/owner/export/segments").text.splitlines())
+        store.add_points(
+            PointJudgement(prompt=EVIL, item=item, points=(Point(0.5, 0.25, "hand"),), annotator="bo", source="human")
+        )
+        (pointed,) = map(json.loads, client.get("/owner/export/points").text.splitlines())
+        assert pointed["points"] == [{"x": 0.5, "y": 0.25, "tag": "hand"}] and pointed["image"] == row["image"]
         assert row["answer"] == "words" and Path(row["image"]).is_file() and Path(row["image"]).is_absolute()
 
 

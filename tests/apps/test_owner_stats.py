@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.owner import Watch
 from apps.owner_stats import pace, seconds_of, study
 from mmrlhf.agreement import cohen_kappa, krippendorff_alpha, rater_agreement
 from mmrlhf.annotators import annotator_weights
 from mmrlhf.data import Pair
+from mmrlhf.rater_quality import left_shares
 from mmrlhf.store import Judgement, LikertJudgement, RankJudgement, SegmentJudgement, Store, Task
+from mmrlhf.store.checks import Check, add_checks
 from mmrlhf.types import Preference
 
 
@@ -141,3 +144,24 @@ def test_pace_leaves_breaks_out() -> None:
     assert pace(events) == pytest.approx(3600 * 5 / (30 + 60 + 60 + 30 + 60))
     assert pace(events[:1]) is None and pace([]) is None
     assert seconds_of("yesterday") is None and seconds_of("1970-01-01T00:01:00") == 60
+
+
+def test_who_leans_to_a_side_is_told_from_the_same_reading(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `left_shares` says of the preferences: the newest of each, without checks, skips, repeats and rankings."""
+    tasks = three_raters(store)
+    say(store, tasks[1], "ada", 0.0, minute=30, flip=True)  # she changed her mind
+    store.skip(tasks[2], "bo")
+    check = Task("p", ("k0", "k1"))
+    add_checks(store, [Check(check, {"item": "k0"})])
+    say(store, check, "ada", 1.0)
+    store.add_ranking(
+        RankJudgement(annotator="cy", source="human", prompt="p", items=("a", "b"), ranks=(1, 2), shown=("a", "b"))
+    )
+    twice = Preference("p", (tasks[3].item_0, tasks[3].item_1), 1.0, "ada", "human", (tasks[3].item_1, tasks[3].item_0))
+    store.add_repeat(twice)
+    expected = left_shares(store.preferences())
+    assert expected.keys() == {"ada", "bo", "cy"} and expected["ada"].answers == 12
+    monkeypatch.setattr(Store, "preferences", None)  # a look at a large store reads its answers once
+    look = Watch(store, 3).look()
+    assert look.study.lefts == expected
+    assert dict(look.columns)["left"].keys() == expected.keys()

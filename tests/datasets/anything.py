@@ -14,6 +14,7 @@ from mmrlhf.datasets import reader, writer
 from mmrlhf.datasets.judgements import Annotation
 from mmrlhf.datasets.rows import Row
 from mmrlhf.outcomes import Ranking, Rating
+from mmrlhf.points import Point, PointedImage
 from mmrlhf.segments import SegmentedItem
 from mmrlhf.types import SegmentLabel
 
@@ -31,7 +32,7 @@ CRITERIA = st.sampled_from(["", "fit", "Prompt fit", "safety", "a=b", "质量"])
 Draft = Callable[[], Annotation]
 
 
-def of_all_kinds(images: Sequence[Path], *, corrections: bool) -> st.SearchStrategy[list[Draft]]:
+def of_all_kinds(images: Sequence[Path], *, corrections: bool, points: bool) -> st.SearchStrategy[list[Draft]]:
     """Lists of judgements on these images."""
     about: dict[str, Any] = {"prompt": TEXTS, "annotator": NAMES, "group": TEXTS}
     labelled = {**about, "criterion": CRITERIA}
@@ -43,8 +44,12 @@ def of_all_kinds(images: Sequence[Path], *, corrections: bool) -> st.SearchStrat
     ranks = st.lists(st.sampled_from([1.0, 2.0, 3.0, 10.0, 2.5]), min_size=2, max_size=len(images))
     level = st.integers(2, 6).flatmap(lambda levels: st.tuples(st.integers(1, levels), st.just(levels)))
     cuts = st.lists(st.floats(0, 1), max_size=5)
+    unit = st.integers(0, 10**12).map(lambda whole: whole / 10**12)  # as many digits as a percentage keeps
+    places = st.lists(st.tuples(unit, unit, ANSWERS), max_size=4)
+    pointing = [st.builds(partial, st.just(pointed), st.sampled_from(images), places, **about)] if points else []
     return st.lists(
         st.one_of(
+            *pointing,
             st.builds(partial, st.just(pair), order, **compared),
             st.builds(partial, st.just(rating), st.sampled_from(images), level, **labelled),
             st.builds(partial, st.just(ranking), order, ranks.filter(lambda given: len(set(given)) > 1), **labelled),
@@ -73,6 +78,10 @@ def ranking(order: Sequence[Path], ranks: Sequence[float], **rest: Any) -> Ranki
 
 def answer_pair(answers: Sequence[str], **rest: Any) -> AnswerPair:
     return AnswerPair(answer_0=answers[0], answer_1=answers[1], **rest)
+
+
+def pointed(image: Path, places: Sequence[tuple[float, float, str]], **rest: Any) -> PointedImage:
+    return PointedImage(image=image, points=tuple(Point(*place) for place in places), **rest)
 
 
 def marks(

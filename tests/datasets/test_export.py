@@ -14,8 +14,18 @@ from mmrlhf.datasets.export import ExportConfig, export
 from mmrlhf.datasets.importing import ImportConfig, import_data
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, Rating, read_outcomes, write_outcomes
+from mmrlhf.points import Point, PointedImage, read_points, write_points
 from mmrlhf.segments import read_segments
-from mmrlhf.store import Judgement, LikertJudgement, Preference, RankJudgement, SegmentJudgement, Store, Task
+from mmrlhf.store import (
+    Judgement,
+    LikertJudgement,
+    PointJudgement,
+    Preference,
+    RankJudgement,
+    SegmentJudgement,
+    Store,
+    Task,
+)
 from mmrlhf.types import SegmentLabel
 from tests.datasets.files import touch
 
@@ -117,6 +127,47 @@ def test_marked_answers_of_a_store_become_segments(tmp_path: Path) -> None:
         export(ExportConfig(out, store=url, format="segments", source="simulated"))
     with pytest.raises(UserError, match="--format segments takes marked answers: give --store, and neither --data"):
         export(ExportConfig(out, data=out, format="segments"))
+
+
+def test_points_of_a_store_become_a_file_of_their_own_and_key_points(tmp_path: Path) -> None:
+    """The places are those that were clicked, to the last digit; who found nothing is there, too."""
+    url, out, b = str(store_of(tmp_path)), tmp_path / "new" / "points.jsonl", tmp_path / "b.png"
+    with pytest.raises(UserError, match=r"no images with points \(source: all\) in .*: collect some .*--mode points"):
+        export(ExportConfig(out, store=url, format="points"))
+    store = Store(url)
+    places = (Point(1 / 3, 0.7071067811865476, "hand"), Point(0.0, 1.0, "text"))
+    for name, points, source in (("ann", places, "human"), ("bot", (), "ai")):
+        store.add_points(PointJudgement(prompt="p", item="b", points=points, annotator=name, source=source))  # type: ignore[arg-type]
+    store.close()
+    export(ExportConfig(out, store=url, format="points"))
+    first, second = PointedImage("p", b, places, annotator="ann"), PointedImage("p", b, (), annotator="bot")
+    assert read_points(out) == [first, second]
+    assert export(ExportConfig(out, store=url, format="points", source="ai")) == [second]
+    with pytest.raises(UserError, match="--format points takes images with points: give --store, and neither --data"):
+        export(ExportConfig(out, data=out, format="points"))
+    # Label Studio's tasks have them beside everything else that the store holds, outcomes and pairs have no place for them
+    rows = export(ExportConfig(tmp_path / "tasks.json", store=url, format="label-studio"))
+    assert rows[-2:] == [first, second] and len(rows) == 5
+    assert len(export(ExportConfig(tmp_path / "o.jsonl", store=url, format="outcomes"))) == 3
+    import_data(ImportConfig("label-studio", tmp_path / "tasks.json", tmp_path / "back"))
+    again = read_points(tmp_path / "back" / "points.jsonl")
+    assert [each.annotator for each in again] == ["ann", "bot"] and again[1] == second
+    for place, clicked in zip(again[0].points, places, strict=True):
+        assert place[:2] == pytest.approx(clicked[:2], abs=1e-12, rel=0) and place.tag == clicked.tag
+
+
+def test_a_file_of_points_goes_to_label_studio_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    write_points([PointedImage("p", tmp_path / "a.png", (Point(0.5, 0.5, "hand"),))], tmp_path / "points.jsonl")
+    for name, words in (
+        ("pairs", "is of points, which are no pair of images"),
+        ("outcomes", "is of points, which have a file of their own"),
+        ("answers", "is of points, which compare no answers"),
+        ("argilla", "points at places in an image, for which Argilla has no question"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export(ExportConfig(tmp_path / "x", data=tmp_path / "points.jsonl", format=name))  # type: ignore[arg-type]
+    assert len(export(ExportConfig(tmp_path / "t.json", data=tmp_path / "points.jsonl", format="label-studio"))) == 1
 
 
 def full_store(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from mmrlhf.datasets.rows import Fault, Row
 from mmrlhf.datasets.validate import ValidateConfig, validate
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Ranking, Rating, read_outcomes
+from mmrlhf.points import Point, PointedImage, read_points
 from mmrlhf.segments import SegmentedItem, read_segments
 from tests.datasets.anything import of_all_kinds, same, written_and_read
 from tests.datasets.files import json_file, touch
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_what_is_written_comes_back_equal(folder: Path, data: st.DataObject) -> None:
-    drafts = data.draw(of_all_kinds([folder / name for name in NAMES], corrections=True))
+    drafts = data.draw(of_all_kinds([folder / name for name in NAMES], corrections=True, points=True))
     judgements = [draft() for draft in drafts]
     once = written_and_read(judgements, "label-studio", folder / "out" / "tasks.json")
     assert same(once, judgements)
@@ -119,6 +120,7 @@ def test_its_own_export_is_read(tmp_path: Path) -> None:
 
 
 TWO = {"prompt": "p", "image_0": "a.png", "image_1": "b.png"}
+ONE = {"prompt": "p", "image": "a.png"}
 DOG = {"prompt": "p", "answer": "a dog"}
 PAIRWISE = result("pw", "image_0,image_1", "pairwise", {"selected": "left"})
 
@@ -139,6 +141,13 @@ PAIRWISE = result("pw", "image_0,image_1", "pairwise", {"selected": "left"})
         (task({**TWO, "image_1": "https://example.org/b.png"}, PAIRWISE), "image_1 is on the web"),
         (task({**TWO, "image_1": "data:image/png;base64,%%"}, PAIRWISE), "image_1 is no data URI"),
         (task({"image_0": "a.png", "image_1": "b.png"}, PAIRWISE), "lacks prompt"),
+        (task(ONE, result("k", "image", "keypointlabels", {"x": 101, "y": 5, "keypointlabels": ["hand"]})),
+         "point 1: x got 1.01, y 0.05, allowed are numbers from 0 to 1"),
+        (task(ONE, result("k", "image", "keypointlabels", {"x": "1", "y": 5, "keypointlabels": ["hand"]})), "x got '1'"),
+        (task(ONE, result("k", "image", "keypointlabels", {"x": 1, "y": 5})), "keypointlabels got None, allowed is one label"),
+        (task(ONE, result("k", "image", "keypointlabels", {"x": 1, "y": 5, "keypointlabels": [""]})), "tag got ''"),
+        (task(ONE, result("k", "img", "keypointlabels", {"x": 1, "y": 5, "keypointlabels": ["a"]})), "about 'img', which is no"),
+        (task(ONE), "says nothing"),
         (task(TWO, result("x", "image_0", "choices", {"choices": ["maybe"]})), r"choices got \['maybe'\]"),
         (task(TWO, result("r", "image_0", "rating", {"rating": 6})), "the rating got 6 of 5 levels"),
         (task(TWO, result("r", "other", "rating", {"rating": 3})), "about 'other', which is no column"),
@@ -207,6 +216,59 @@ def test_import_export_import_through_the_commands(tmp_path: Path) -> None:
         import_data(ImportConfig("label-studio", out, tmp_path / name))
         again = read_file(tmp_path / name / f"{name}.jsonl")
         assert again == read_file(tmp_path / "one" / f"{name}.jsonl") and again
+
+
+def keypoint(x: float, y: float, tag: str, to: str = "image") -> dict[str, Any]:
+    return result(
+        "kp", to, "keypointlabels", {"x": x, "y": y, "width": 0.4, "keypointlabels": [tag]}, original_width=640
+    )
+
+
+def test_points_are_read_from_its_key_points_and_come_back_through_the_commands(tmp_path: Path) -> None:
+    """All points of an annotator in one image are one row; percent of the sides become shares of them."""
+    touch(tmp_path, "a.png", "b.png")
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    stars = result("stars", "image", "rating", {"rating": 2})
+    source = json_file(
+        [
+            task(ONE, keypoint(12.5, 100, "hand"), stars, keypoint(0, 33.3, "text"), completed_by="ann"),
+            task({**ONE, "asked": "points"}, completed_by="ben"),
+            task(TWO, keypoint(50, 50, "hand", "image_0"), keypoint(25, 75, "hand", "image_1"), completed_by="ann"),
+        ],
+        tmp_path / "project.json",
+    )
+    assert import_data(ImportConfig("label-studio", source, tmp_path / "one")) == 5
+    found = read_points(tmp_path / "one" / "points.jsonl")
+    assert found == [
+        PointedImage("p", a, (Point(0.125, 1.0, "hand"), Point(0.0, 0.333, "text")), annotator="ann"),
+        PointedImage("p", a, (), annotator="ben"),  # looked, and found nothing
+        PointedImage("p", a, (Point(0.5, 0.5, "hand"),), annotator="ann"),
+        PointedImage("p", b, (Point(0.25, 0.75, "hand"),), annotator="ann"),
+    ]
+    assert read_outcomes(tmp_path / "one" / "outcomes.jsonl") == [Rating("p", a, 2, annotator="ann", criterion="stars")]
+    export(ExportConfig(tmp_path / "out.json", data=tmp_path / "one" / "points.jsonl", format="label-studio"))
+    shared, _ = json.loads((tmp_path / "out.json").read_text())
+    assert shared["data"]["asked"] == "points" and len(shared["annotations"]) == 3
+    assert shared["annotations"][0]["result"][0]["value"] == {
+        "x": 12.5,
+        "y": 100.0,
+        "width": 1.0,
+        "keypointlabels": ["hand"],
+    }
+    import_data(ImportConfig("label-studio", tmp_path / "out.json", tmp_path / "two"))
+    assert sorted(read_points(tmp_path / "two" / "points.jsonl"), key=repr) == sorted(found, key=repr)
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=st.floats(0, 1), y=st.floats(0, 1))
+def test_any_place_stays_where_it_is_and_then_for_ever(folder: Path, x: float, y: float) -> None:
+    """A percentage keeps twelve digits of a click's sixteen."""
+    (once,) = written_and_read(
+        [PointedImage("p", folder / "a.png", (Point(x, y, "hand"),))], "label-studio", folder / "k.json"
+    )
+    assert isinstance(once, PointedImage)
+    assert once.points[0][:2] == pytest.approx((x, y), abs=1e-12, rel=0) and once.points[0].tag == "hand"
+    assert written_and_read([once], "label-studio", folder / "k.json") == [once]
 
 
 def test_pictures_inside_the_file_become_files(tmp_path: Path) -> None:

@@ -90,6 +90,20 @@ def test_a_batch_is_the_formula_of_the_paper(config: KTOConfig) -> None:
     assert sum(float(weight.grad.abs().sum()) for weight in policy.parameters() if weight.grad is not None) > 0
 
 
+def test_a_batch_in_parts_is_compared_with_the_mean_of_all(config: KTOConfig, tmp_path: Path) -> None:
+    """However many images go through the network at once, to within rounding."""
+    config = replace(config, beta=1e4, validation=0.0)
+    whole = train(config)
+    parts = train(replace(config, out=tmp_path / "parts", micro_batch_size=1))
+    for mine, theirs in zip(timeless(whole.metrics), timeless(parts.metrics), strict=True):
+        assert mine.pop("problems") == theirs.pop("problems")
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    assert whole.metrics[-1]["reference_point"] > 0.1
+    ended = trained_weights(parts.out)
+    for name, weight in trained_weights(config.out).items():
+        torch.testing.assert_close(weight, ended[name], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
 def test_every_family(config: KTOConfig, tmp_path: Path, name: str) -> None:
     small_pipeline(name, tmp_path / name)

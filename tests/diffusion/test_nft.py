@@ -12,7 +12,8 @@ from diffusion.nft import NFTConfig, OldPolicy, nft_loss, optimality_of, train, 
 from diffusion.training import load_policy
 from mmrlhf.config import parse
 from mmrlhf.errors import UserError
-from tests.diffusion.helpers import timeless
+from mmrlhf.seeding import seeded
+from tests.diffusion.helpers import timeless, trained_weights
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "nft"
@@ -54,6 +55,18 @@ def test_it_learns_what_the_reward_asks_for(config: NFTConfig, tmp_path: Path) -
     assert up[-1]["reward_mean"] - up[0]["reward_mean"] > 0.3 * up[0]["reward_std"]
     assert down[-1]["reward_mean"] - down[0]["reward_mean"] > 0.3 * up[0]["reward_std"]
     assert up[0]["kl"] == 0 < up[-1]["kl"]
+
+
+def test_the_kl_is_that_of_steps_with_noise(config: NFTConfig) -> None:
+    """Without any in its own sampling: as of a policy with eta 1, on paths of its own."""
+    config.prompts.write_text("a cat\n")
+    assert config.eta == 0
+    once = train(replace(config, epochs=1), reward=Brightness())
+    policy = load_policy(replace(config, eta=1.0))
+    policy.load_state_dict(trained_weights(once.out))
+    expected = policy.kl_to_reference(policy.sample(["a cat"] * 2, seeded(config.seed, 1, 1)))
+    again = train(replace(config, epochs=2, resume=True), reward=Brightness())
+    assert 0 < again.metrics[1]["kl"] == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

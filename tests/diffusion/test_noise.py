@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from diffusion.noise import gaussian
+from diffusion.noise import gaussian, own_share
 from mmrlhf.seeding import seeded
 
 CPU = torch.device("cpu")
@@ -21,6 +22,16 @@ def test_a_generator_a_sample_makes_its_noise_independent_of_the_others() -> Non
     alone = gaussian((1, 4, 8, 8), [seeded(0, 2)], CPU)
     assert together[2].equal(alone[0])
     assert not together[0].equal(together[1])
+
+
+@pytest.mark.parametrize("part", [range(0, 2), range(2, 3), range(3, 3)])
+def test_a_share_is_a_part_of_the_whole_or_a_row_for_nothing(monkeypatch: pytest.MonkeyPatch, part: range) -> None:
+    monkeypatch.setattr("diffusion.noise.own_part", lambda count: part)
+    alone, shared = seeded(0), seeded(0)
+    whole, share = gaussian((3, 4, 8, 8), alone, CPU), own_share(shared, 3)
+    rows = part or range(1)
+    assert gaussian((len(rows), 4, 8, 8), share, CPU).equal(whole[rows.start : rows.stop])
+    assert torch.randn(1, generator=shared).equal(torch.randn(1, generator=alone))
 
 
 def test_noise_is_standard_normal() -> None:

@@ -8,7 +8,17 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from mmrlhf.errors import UserError
-from selection.bradley_terry import draw_margins, fit_at, fit_head, hessian_of, loss_of, principal
+from selection.bradley_terry import (
+    draw_margins,
+    fit_at,
+    fit_features,
+    fit_head,
+    hessian_of,
+    loss_of,
+    principal,
+    ridge_of,
+)
+from selection.d_optimal import Design
 
 
 def data(count: int = 60, columns: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,3 +100,31 @@ def test_principal_components_keep_distances_up_to_one_scale() -> None:
 def test_what_are_no_answers_is_refused(labels: np.ndarray) -> None:
     with pytest.raises(UserError, match="one answer or more, with finite features and labels from 0 to 1"):
         fit_head(np.ones((len(labels), 2)), labels)
+
+
+def test_whitening_makes_the_components_alike_and_leaves_rounding_small() -> None:
+    rows = (np.random.default_rng(3).normal(size=(40, 4)) * [8, 4, 2, 1]) @ np.random.default_rng(4).normal(size=(4, 6))
+    left, sizes, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    for whitening in (0.0, 0.5, 1.0):
+        found = principal(rows, 6, whitening=whitening)
+        expected = left[:, :4] * sizes[:4] ** (1 - whitening)
+        expected /= np.sqrt((expected**2).sum(axis=1).mean())
+        np.testing.assert_allclose(np.abs(found[:, :4]), np.abs(expected), atol=1e-6)
+        assert np.abs(found[:, 4:]).max() < 1e-6
+    assert not principal(np.ones((3, 2)), whitening=1.0).any()
+
+
+def test_the_ridge_of_a_head_is_its_own_prior() -> None:
+    """`v_optimal`'s design, whose rows are scaled, has the head's own leverage: zᵀ(Σ p(1-p)zzᵀ + precision·1)⁻¹z·p(1-p)."""
+    z = np.random.default_rng(5).normal(size=(30, 4))
+    labels = (z[:12] @ [1.0, 2.0, -1.0, 0.5] > 0).astype(float)
+    features, head = fit_features([z, 0.1 * z], np.arange(12), labels)
+    assert features is z or head.evidence >= fit_head(z[:12], labels).evidence
+    chance = 1 / (1 + np.exp(-(features @ head.weights)))
+    weight = chance * (1 - chance)
+    design = Design(features, torch.from_numpy(features @ head.weights), ridge_of(head, features))
+    for row in range(12):
+        design.ask(row)
+    precision = (features[:12].T * weight[:12]) @ features[:12] + head.precision * np.eye(4)
+    expected = weight * np.einsum("ij,jk,ik->i", features, np.linalg.inv(precision), features)
+    np.testing.assert_allclose(design.leverage, expected, rtol=1e-4)

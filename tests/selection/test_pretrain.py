@@ -1,5 +1,6 @@
 """Self-supervised pretraining: losses against their formulas, learning on real drawings, resuming, and use by `select`."""
 
+import gzip
 import json
 import random
 import shutil
@@ -22,6 +23,8 @@ from selection.pretrain import PretrainConfig, build, make_method, pretrain
 from selection.pretrain_methods import DINO, Distillation, SimCLR, matched, spread
 from selection.pretrain_views import AugmentedPictures, drawn, read_pictures
 from selection.select import SelectConfig, select
+from selection.webdataset import Member
+from tests.selection.test_webdataset import write_tar
 
 ANIMALS = range(0x1F400, 0x1F440)
 CPU = torch.device("cpu")
@@ -280,6 +283,28 @@ def test_a_finished_run_is_only_read_back(
         finished / "backbone" / "model.safetensors"
     ).read_bytes()
     assert "2 epochs of simclr on 40 images" in capsys.readouterr().out
+
+
+def test_shards_are_the_folder_and_compressed_ones_are_refused(finished: Path, emoji: Path, tmp_path: Path) -> None:
+    paths = list_images(emoji)
+    for number in range(4):
+        members = {path.name: path.read_bytes() for path in paths[10 * number : 10 * number + 10]}
+        write_tar(tmp_path / "shards" / f"{number}.tar", members | {"note.txt": b"a note"})
+    pretrain(config(tmp_path / "shards", tmp_path / "run", epochs=2))
+    pretrain(config(tmp_path / "shards" / "{0..3}.tar", tmp_path / "workers", epochs=2, workers=2))
+    weights = (finished / "backbone" / "model.safetensors").read_bytes()
+    for run in ("run", "workers"):
+        assert (tmp_path / run / "backbone" / "model.safetensors").read_bytes() == weights
+    shard = tmp_path / "shards" / "1.tar"
+    last = read_pictures(shard).paths[-1]
+    assert isinstance(last, Member)
+    shard.write_bytes(shard.read_bytes()[: last.start + 30])
+    found = read_pictures(tmp_path / "shards")
+    assert len(found.paths) == 39 and list(found.unreadable) == [str(shard), str(shard / paths[19].name)]
+    (tmp_path / "shards" / "4.tar.gz").write_bytes(gzip.compress((tmp_path / "shards" / "0.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"4.tar.gz is compressed.* random order.*: unpack it to a .tar first"):
+        pretrain(config(tmp_path / "shards", tmp_path / "none", epochs=1))
+    assert not (tmp_path / "none").exists()
 
 
 def test_unreadable_files_and_copies(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,11 +10,12 @@ from mmrlhf.images import load_image
 from selection.embed import Embedder
 from selection.queries import embed_queries
 from tests.selection.data import gaussian
+from tests.small_towers import small_dinov2
 
 
 def test_a_picture_is_embedded_as_the_pictures_are(clip_folder: Path, pictures: Path) -> None:
     embedder = Embedder(str(clip_folder))
-    expected = embedder(load_image(pictures / "05.png", embedder.size)[None]).numpy()
+    expected = embedder(load_image(pictures / "05.png", 32)[None]).numpy()
     for given in (embedder, None):
         assert np.allclose(embed_queries([str(pictures / "05.png")], str(clip_folder), given), expected, atol=1e-6)
 
@@ -28,6 +29,13 @@ def test_a_text_lies_near_its_picture() -> None:
     texts = embed_queries(list(codes), "tiny-clip", embedder)
     assert np.allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
     assert (texts @ images.T).argmax(axis=1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_model_without_texts_takes_images_only(pictures: Path, tmp_path: Path) -> None:
+    folder = str(small_dinov2(tmp_path / "dinov2"))
+    assert embed_queries([str(pictures / "05.png")], folder).shape == (1, 32)
+    with pytest.raises(UserError, match="reads no text, and so no --query 'a cat': give images to search for"):
+        embed_queries(["a cat"], folder)
 
 
 def test_matrices_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Two processes train what one does: answers to imitate, comparisons, and the model's own answers."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from mmrlhf import cli
+from tests.processes import finish, launch
 from tests.vlm.helpers import comparisons, without_times
 from tests.vlm.test_rollouts import questions
-
-SCRIPT = """
-import json, sys
-from mmrlhf import cli
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["mmrlhf", *words]
-    cli.main()
-"""
 
 
 def commands(model: str, folder: Path, out: Path) -> dict[str, list[str]]:
@@ -49,26 +40,13 @@ def test_two_processes_give_the_weights_of_one(
 ) -> None:
     comparisons(tmp_path, 7)
     questions(tmp_path)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(tmp_path / "script.py"),
-    ]
     two = commands(small_llava, tmp_path, tmp_path / "two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(
-        [*launch, json.dumps(list(two.values()))], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("the weights to load are in") == len(two)
-    for name, words in commands(small_llava, tmp_path, tmp_path / "one").items():
-        monkeypatch.setattr(sys, "argv", ["mmrlhf", *words])
-        cli.main()
+    with launch(list(two.values()), tmp_path) as launched:
+        for words in commands(small_llava, tmp_path, tmp_path / "one").values():  # meanwhile
+            monkeypatch.setattr(sys, "argv", ["mmrlhf", *words])
+            cli.main()
+        finish(launched, len(two))
+    for name in two:
         lines = [
             without_times(
                 [json.loads(line) for line in (tmp_path / side / name / "metrics.jsonl").read_text().splitlines()]

@@ -26,11 +26,13 @@ from mmrlhf.rewards.encoders.resizing import normalise, to_short_side
 from mmrlhf.types import Images
 
 
-def load_backbone(model: str | Path) -> DualEncoder:
-    """tiny-clip, or a folder or hub id of a CLIPModel, a SiglipModel (SigLIP, and SigLIP 2 of a fixed size) or, written
-    hf-hub:owner/name, of open_clip; or a folder that `mmrlhf select pretrain` wrote, which sees images and reads no prompt.
-    UserError for anything else. It is read once, here.
+def load_backbone(model: str | Path, *, prompts: bool = True) -> DualEncoder:
+    """tiny-clip, or a folder or hub id of a CLIPModel, a SiglipModel (SigLIP, and SigLIP 2 of a fixed size), a Dinov2Model or,
+    written hf-hub:owner/name, of open_clip; or a folder that `mmrlhf select pretrain` wrote. It and DINOv2 read no prompt.
+
+    UserError for anything else. It is read once, here. Without `prompts`, a CLIPModel needs no tokenizer, and has none.
     """
+    from mmrlhf.rewards.encoders.dinov2 import DINOV2, Dinov2Backbone
     from mmrlhf.rewards.encoders.image_only import ImageOnlyBackbone
     from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone, is_open_clip
     from mmrlhf.rewards.encoders.siglip import SiglipBackbone
@@ -44,11 +46,13 @@ def load_backbone(model: str | Path) -> DualEncoder:
         found = model_type(where)
     if found == "siglip":
         return SiglipBackbone.load(model)
+    if found in DINOV2:
+        return Dinov2Backbone.load(model)
     if found == "clip":
-        return CLIPBackbone.load(model)
+        return CLIPBackbone.load(model, prompts=prompts)
     raise UserError(
-        f"model {model} is a {found}, allowed are clip, siglip (which SigLIP 2 of a fixed image size is, too) and folders "
-        "with an open_clip_config.json: give one of these"
+        f"model {model} is a {found}, allowed are clip, siglip (which SigLIP 2 of a fixed image size is, too), dinov2 and "
+        "folders with an open_clip_config.json: give one of these"
     )
 
 
@@ -61,8 +65,11 @@ class CLIPBackbone:
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
     @classmethod
-    def load(cls, model: str | Path) -> "CLIPBackbone":
-        """tiny-clip, a folder that `CLIPModel.save_pretrained` wrote, or a hub id. UserError where it is none of these."""
+    def load(cls, model: str | Path, *, prompts: bool = True) -> "CLIPBackbone":
+        """tiny-clip, a folder that `CLIPModel.save_pretrained` wrote, or a hub id. UserError where it is none of these.
+
+        Without `prompts` the weights are enough: their pixels are then those of the published models.
+        """
         where = resolve_model(str(model))
         wanted = (
             "a folder with a CLIPModel, its tokenizer and its preprocessor_config.json, a hub id that can be reached, or "
@@ -73,8 +80,8 @@ class CLIPBackbone:
                 raise UserError(
                     f"model {model} is a {found}, allowed is a CLIPModel: give tiny-clip or a CLIP model's folder"
                 )
-            processor = CLIPImageProcessor.from_pretrained(where)
-            tokenizer = AutoTokenizer.from_pretrained(where)
+            processor = clip_processor(where, needed=prompts)
+            tokenizer = AutoTokenizer.from_pretrained(where) if prompts else None
             return cls(load_whole(CLIPModel, where), tokenizer, processor.image_mean, processor.image_std)
 
     def save(self, folder: Path) -> None:
@@ -181,3 +188,13 @@ class CLIPBackbone:
         """Move the weights; returns itself."""
         self.model.to(device)
         return self
+
+
+def clip_processor(where: str, *, needed: bool) -> Any:
+    """The preprocessing beside a model's weights; that of the published CLIP models where there is none and none is `needed`."""
+    try:
+        return CLIPImageProcessor.from_pretrained(where)
+    except (OSError, ValueError):
+        if needed:
+            raise
+        return CLIPImageProcessor()

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, tuple[int, float, float]] = {
     "lora": (3, 1e-4, 0.0),
     "full": (3, 1e-5, 0.0),
 }
-OTHERS = ("clip", "siglip")  # the models of image-text rewards
+OTHERS = ("clip", "siglip", "dinov2", "dinov2_with_registers")  # the models of image-text rewards
 
 
 def is_asked_for(config: TrainConfig) -> bool:

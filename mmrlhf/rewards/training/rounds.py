@@ -15,6 +15,7 @@ from mmrlhf.data import Pair
 from mmrlhf.datasets.judgements import Judgement
 from mmrlhf.errors import UserError
 from mmrlhf.outcomes import Outcome, Ranking, Rating, read_outcomes, strict_pairs
+from mmrlhf.points import PointedImage
 from mmrlhf.rewards.clip import CLIPReward
 from mmrlhf.segments import SegmentedItem
 
@@ -96,7 +97,8 @@ def without_faults(path: Path, format_name: Literal["outcomes", "answers"]) -> l
 
     rows = list(checked(format_name, path, None))
     faults = [row for row in rows if isinstance(row, Fault)]
-    found = [row.judgement for row in rows if isinstance(row, Row) and not isinstance(row.judgement, SegmentedItem)]
+    said = [row.judgement for row in rows if isinstance(row, Row)]
+    found = [each for each in said if not isinstance(each, SegmentedItem | PointedImage)]
     if faults:
         distributed.say(
             f"note: {len(faults)} rows of {path} are left out, the first is {faults[0].where}: {faults[0].problem}"
