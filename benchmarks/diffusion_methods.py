@@ -5,6 +5,10 @@ rated pictures themselves. Held-out prompts are drawn before and after with the 
 docs/diffusion-methods.md come from
 
 python benchmarks/diffusion_methods.py --seeds 0 1 2 --out runs/methods --report docs/diffusion-methods
+
+and how much sooner than DDPO some reach its reward, from
+
+python benchmarks/diffusion_methods.py --methods DDPO "GRPO, window of 4" SPO AlignProp ReFL --out runs/methods-timed
 """
 
 import argparse
@@ -13,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +239,26 @@ def table(last: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seconds_to(run: dict[str, Any], reward: float) -> float:
+    """Of sampling and training, until the learned reward has gained so much; between measurements by straight lines."""
+    points = [{"seconds": 0.0, "reward": 0.0}, *run["points"]]
+    for before, after in pairwise(points):
+        if after["reward"] >= reward:
+            share = (reward - before["reward"]) / (after["reward"] - before["reward"])
+            return before["seconds"] + share * (after["seconds"] - before["seconds"])
+    return float("nan")
+
+
+def times(found: dict[str, list[dict[str, Any]]], against: str = "DDPO") -> str:
+    """How many times as fast as DDPO each method reaches the learned reward of DDPO's end, in Markdown."""
+    lines = [f"| method | times as fast as {against} to its reward, each seed |", "|---|---|"]
+    for name, runs in found.items():
+        ratios = [slow["points"][-1]["seconds"] / seconds_to(run, slow["points"][-1]["reward"])
+                  for slow, run in zip(found[against], runs, strict=True)]  # fmt: skip
+        lines.append(f"| {name} | {', '.join(f'{ratio:.1f}' for ratio in ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Gain against the distance to the start, and against compute."""
     matplotlib.use("Agg")
@@ -277,6 +302,8 @@ def main() -> None:
         curves = {name: curves.get(name) or kept[name] for name in METHODS if name in curves or name in kept}
     rows = table([curve[-1] for curve in curves.values()])
     print(rows)
+    if "DDPO" in found:
+        print(times(found))
     if given.report:
         given.report.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps(curves, indent=1) + "\n", given.report / "figures.json")

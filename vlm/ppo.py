@@ -132,6 +132,7 @@ def learn_epoch(
     epoch: int,
     *,
     loss: TokenLoss | None = None,
+    improve: Callable[[Int[Tensor, " k"], Targets], dict[str, float]] | None = None,
     held: Float[Tensor, "b t"] | None = None,
     held_now: Callable[..., float] = answer_kl_now,
     figures: Mapping[str, float] | None = None,
@@ -140,8 +141,9 @@ def learn_epoch(
 ) -> None:
     """Train policy and critic on an epoch's answers, whose tokens earn `judged` less the penalty, and record how it went.
 
-    `loss` is that of a token, PPO's by default. `held` is the log π that is held to the start, where it is not the one that is
-    trained, and `held_now` its KL after the updates. `figures` are more to be told of the answers.
+    `loss` is that of a token, PPO's by default; `improve` trains on the rows that are rated in another way. `held` is the log π
+    that is held to the start, where it is not the one that is trained, and `held_now` its KL after the updates. `figures` are
+    more to be told of the answers.
     """
     run, critic, config = actor.run, actor.critic, actor.run.config
     (rollout, rated, old), penalty = sampled, actor.penalty
@@ -153,8 +155,11 @@ def learn_epoch(
     line["entropy"] = float(old.entropies[old.mask].mean())
     line["explained_variance"] = explained_variance(goal.values, goal.returns, old.mask & rated.unsqueeze(1))
     rows = rated.nonzero().flatten()
-    loss_of = partial(batch_loss, run.policy, critic, rollout, old, goal, config, loss or clipped_loss)
-    line |= train_on_answers(run, rollout, rows, loss_of, epoch)
+    if improve is None:
+        loss_of = partial(batch_loss, run.policy, critic, rollout, old, goal, config, loss or clipped_loss)
+        line |= train_on_answers(run, rollout, rows, loss_of, epoch)
+    else:
+        line |= improve(rows, goal)
     line |= critic.learn(old.states, goal.values, goal.returns, old.mask, rows, seeded(config.seed, epoch, 2))
     if config.kl_budget is not None:
         run.hold_to_budget(held_now(run.policy, rollout, old, config), before)

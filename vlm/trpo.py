@@ -20,15 +20,12 @@ from mmrlhf.config import check
 from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
 from mmrlhf.figures import Figures
-from mmrlhf.rl import AdaptiveKL, explained_variance
 from mmrlhf.runs import RunResult
-from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, TrainingRun
 from mmrlhf.trust_region import backtrack, flat, natural_step, slope_along, write
 from vlm.answer_rewards import AnswerReward
-from vlm.critic import Critic
 from vlm.policy import LOGITS_AT_ONCE, VisionLanguagePolicy
-from vlm.ppo import Targets, judged_tokens, targets
+from vlm.ppo import Sampled, Targets, begin_actor_critic, judged_tokens, learn_epoch, sample
 from vlm.ppo_config import PPOConfig
 from vlm.ppo_config import validate as validate_ppo
 from vlm.preference_data import read_prompts, told
@@ -38,21 +35,12 @@ from vlm.rollouts import (
     Measured,
     Rollout,
     alike,
-    answer,
-    answer_kl,
-    answer_kl_now,
-    check_numbers,
     diagnose,
     encoded,
-    measure,
-    prompts_of,
-    prompts_that_fit,
-    rollout_figures,
     token_weighted,
-    totals,
 )
 from vlm.segment_reward import load_answer_reward
-from vlm.training import begin, load_policy
+from vlm.training import load_policy
 
 UNUSED = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "clip_range", "inner_epochs", "entropy_weight",
           "value_weight")  # fmt: skip
@@ -119,34 +107,28 @@ def train(
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
     policy = load_policy("trpo", config, told(prompts), several_processes=False)
-    usable = prompts_that_fit(policy, prompts, config)
-    critic = Critic(policy.width, policy.device, learning_rate=config.value_learning_rate, clip=config.value_clip,
-                    epochs=config.value_epochs, batch_size=config.train_batch_size)  # fmt: skip
-    penalty = AdaptiveKL(config.beta, config.kl_target, config.kl_horizon)
-    parts: dict[str, Any] = {"critic": critic, "penalty": penalty}
-    run = begin("trpo", config, told(prompts), parts=parts, policy=policy, on_epoch=on_epoch)
-    for epoch in run.epochs():
-        asked = prompts_of(usable, epoch, config.samples_per_epoch, config.seed)
-        rollout = answer(policy, asked, judge, config, epoch)
-        check_numbers(run, rollout, epoch)
-        rated = totals(rollout, config).isfinite()
-        old = measure(policy, rollout, config, states=True)
-        judged, counted = judged_tokens(policy, rollout, config), old.mask & rated.unsqueeze(1)
-        critic.fit_scale(judged, counted)
-        goal = targets(judged, old, critic.values(old.states, old.mask), rated, penalty.beta, config)
-        kl, before = answer_kl(old.log_probs, old.reference), run.snapshot()
-        line = {"epoch": epoch, **rollout_figures(rollout), "kl": kl, "beta": penalty.beta}
-        line["entropy"] = float(old.entropies[old.mask].mean())
-        line["explained_variance"] = explained_variance(goal.values, goal.returns, counted)
-        rows = rated.nonzero().flatten()
-        line |= take_step(run, Epoch(rollout, rows, old, goal, kept_head(policy)), epoch)
-        line |= critic.learn(old.states, goal.values, goal.returns, old.mask, rows, seeded(config.seed, epoch, 2))
-        if config.kl_budget is not None:
-            run.hold_to_budget(answer_kl_now(policy, rollout, old, config), before)
-        penalty.update(kl, len(asked))
-        line["seconds"] = run.seconds()
-        run.record(line, problems([*run.metrics, line], config), ("reward_mean", "kl", "kl_step"))
-    return run.close()
+    actor = begin_actor_critic("trpo", config, policy, prompts, judge, on_epoch)
+    for epoch in actor.run.epochs():
+        sampled = sample(actor, epoch)
+        judged = judged_tokens(policy, sampled.rollout, config)
+        shown = ("reward_mean", "kl", "kl_step")
+        learn_epoch(
+            actor,
+            sampled,
+            judged,
+            epoch,
+            improve=partial(step_on, actor.run, sampled, epoch),
+            diagnosis=problems,
+            shown=shown,
+        )
+    return actor.run.close()
+
+
+def step_on(
+    run: TrainingRun[Any, Any], sampled: Sampled, epoch: int, rows: Int[Tensor, " k"], goal: Targets
+) -> dict[str, float]:
+    """`take_step` on the answers that `rows` names."""
+    return take_step(run, Epoch(sampled.rollout, rows, sampled.old, goal, kept_head(run.policy)), epoch)
 
 
 def take_step(run: TrainingRun[Any, Any], part: Epoch, epoch: int) -> dict[str, float]:

@@ -469,7 +469,8 @@ def test_bad_values_are_refused_before_anything_is_written(
     assert not config.out.exists()
 
 
-@pytest.mark.parametrize("baseline", ["prompt", pytest.param("value", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("baseline", ["prompt", "value"])
 def test_two_processes_give_the_weights_of_one(
     config: DDPOConfig, tmp_path: Path, baseline: Literal["prompt", "value"]
 ) -> None:

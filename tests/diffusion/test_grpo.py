@@ -343,6 +343,7 @@ def test_a_flow_needs_two_steps(config: GRPOConfig, flow: str) -> None:
         train(replace(config, model=flow, num_steps=1), reward=Brightness())
 
 
+@pytest.mark.slow
 def test_a_flow_learns_to_draw_brighter_pictures(config: GRPOConfig, flow: str) -> None:
     """16 pixels, as one reward says little about each of many latents."""
     config = replace(

@@ -40,6 +40,7 @@ def commands(model: Path, folder: Path, out: Path) -> dict[str, list[str]]:
         "dpo": ("dpo", judged | {"train-batch-size": 2}),
         "kto": ("kto", judged | {"train-batch-size": 5, "micro-batch-size": 1}),
         "d3po": ("dpo", paired | {"method": "d3po", "epochs": 2}),
+        "ddpo": ("ddpo", sampled | {"clip-range": 1e-2, "baseline": "value", "epochs": 2}),
         "rwr": ("rwr", sampled | {"temperature": 0.01, "samples-per-prompt": 2}),
         "nft": ("nft", sampled | abstains | {"samples-per-prompt": 2, "epochs": 2}),
         "spo": ("spo", sampled | {"candidates": 2, "window": "0 2", "epochs": 2}),

@@ -18,7 +18,7 @@ from tests.diffusion.test_preference_data import bright_and_dark
 from tests.processes import finish, launch
 from tests.small_flow_models import small_pipeline
 
-SLOWER = ("adapter", "transformer", "pairs", "weighted")
+SLOWER = ("resumed", "adapter", "transformer", "pairs", "weighted")
 
 
 def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]:
@@ -45,7 +45,8 @@ def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]
     weighted = common | {"model": model, "samples-per-epoch": 4, "num-steps": 2, "epochs": 1, "learning-rate": 1e-3}
     runs: dict[str, list[tuple[str, dict[str, Any], list[str]]]] = {
         "adapter": [("ddpo", adapter, [])],
-        "everything": [
+        "everything": [("ddpo", everything | {"epochs": 1}, ["--gradient-checkpointing"])],
+        "resumed": [
             ("ddpo", everything | {"epochs": 1}, ["--gradient-checkpointing"]),
             ("ddpo", everything | {"epochs": 2}, ["--gradient-checkpointing", "--resume"]),
         ],
@@ -60,13 +61,7 @@ def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "everything",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter", "transformer", "pairs", "weighted")),
-    ],
-)
+@pytest.mark.parametrize("name", ["everything", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)])
 def test_two_processes_that_share_the_weights_train_as_one(
     name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +91,7 @@ def test_two_processes_that_share_the_weights_train_as_one(
             key: value.shape for key, value in moments[1][place].items()
         }
     assert (other / "samples").exists() == (one / "samples").exists() == (name == "adapter")
-    if name == "everything":
+    if name in ("everything", "resumed"):
         trained = DiffusionPolicy.load(str(other / "model"), device="cpu")
         torch.testing.assert_close(dict(trained.network.named_parameters()), states[1]["policy"])
     else:
