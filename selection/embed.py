@@ -19,14 +19,14 @@ from mmrlhf.rewards.encoders.clip import CLIPBackbone, load_backbone
 from mmrlhf.rewards.encoders.image_only import ImageOnlyBackbone
 from mmrlhf.rewards.encoders.open_clip import OpenClipBackbone
 from mmrlhf.types import Images
-from selection.webdataset import Member, read_picture
+from selection.inside import Picture, read_picture
 
 
 class EmbeddedFiles(NamedTuple):
     """One row a readable file, in order; the files' content hashes; and what could not be read, with the reason."""
 
     embeddings: Float32[np.ndarray, "n d"]
-    paths: list[Path | Member]
+    paths: list[Picture]
     hashes: list[str]
     unreadable: dict[str, str]
 
@@ -47,7 +47,7 @@ class Embedder:
     def __call__(self, images: Images) -> Float[Tensor, "b d"]:
         return torch.cat([self.backbone.embed_images(part).to(images.device) for part in images.split(self.batch_size)])
 
-    def read(self, picture: Path | Member) -> Float[Tensor, "3 size size"]:
+    def read(self, picture: Picture) -> Float[Tensor, "3 size size"]:
         """A picture as the model takes it. UserError if unreadable."""
         if isinstance(self.backbone, CLIPBackbone | ImageOnlyBackbone):  # Pillow's own resizing to the very same square
             return read_picture(picture, self.size)
@@ -76,7 +76,7 @@ def preprocessing(backbone: Any) -> tuple[Any, ...]:
 
 
 def embed_files(
-    paths: Sequence[Path | Member], embedder: Embedder, *, cache: Path | None = None, at_once: int = 256
+    paths: Sequence[Picture], embedder: Embedder, *, cache: Path | None = None, at_once: int = 256
 ) -> EmbeddedFiles:
     """Embed image files, or members of .tar shards; equal files get equal rows. Unreadable ones are left out and listed.
 
@@ -85,7 +85,7 @@ def embed_files(
     """
     folder = None if cache is None else cache / embedder.fingerprint()
     known = {} if folder is None else read_cache(folder)
-    found: list[tuple[Path | Member, str]] = []
+    found: list[tuple[Picture, str]] = []
     unreadable: dict[str, str] = {}
     with tqdm(total=len(paths), desc="embedding", disable=None, delay=1) as bar:
         for start in range(0, len(paths), at_once):

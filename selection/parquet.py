@@ -1,5 +1,6 @@
 """Columns and embeddings of a parquet file."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from mmrlhf.errors import UserError
 EMBEDDING = "embedding"
 
 
-def parquet_columns(path: Path) -> dict[str, list[Any]]:
-    """Columns of a parquet file but those of lists and structures."""
+def parquet_columns(path: Path, without: Collection[str] = ()) -> dict[str, list[Any]]:
+    """Columns of a parquet file but those of lists and structures, and those named."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            names = [field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)]
+            plain = (field.name for field in file.schema_arrow if not pa.types.is_nested(field.type))
+            names = [name for name in plain if name not in without]
             return {name: values.to_pylist() for name, values in zip(names, file.read(names).columns, strict=True)}
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read the metadata {path} ({reason_of(error)}): give a parquet file") from error

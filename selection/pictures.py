@@ -1,4 +1,4 @@
-"""Which pictures `--images` means: those of a folder, of .tar shards, or of both, and what the shards tell of them."""
+"""Which pictures `--images` means: those of a folder, of .tar shards and parquet files, and what these tell of them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,31 +10,36 @@ from tqdm import tqdm
 from mmrlhf.errors import UserError
 from mmrlhf.images import SUFFIXES, list_images
 from selection.compressed import Reader, is_compressed, is_shard
-from selection.webdataset import Listed, Member, read_shard
+from selection.inside import Listed, Picture
+from selection.parquet_pictures import Cell, TableReader, holds_pictures, is_table, read_table
+from selection.webdataset import Member, read_shard
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def list_pictures(source: Path) -> Listed:
-    """The pictures of a folder, of the .tar shards in it, of one shard, or of shards named with braces.
+    """The pictures of a folder, of the .tar shards and parquet files in it, of one of these, or of those named with braces.
 
-    In the order of the paths, and within a shard as they lie; of equal names the last, as tar has it. UserError where there
-    is no picture, or a shard that the braces name is missing.
+    In the order of the paths, and within a file as they lie; of equal names in a shard the last, as tar has it. UserError where
+    there is no picture, or a file that the braces name is missing.
     """
-    shards = shard_paths(source)
-    if not shards:
+    files = larger_files(source)
+    if not files:
         return Listed(list(list_images(source)), {}, {})
-    loose: list[Path | Member] = []
+    loose: list[Picture] = []
     if source.is_dir() and any(path.suffix.lower() in SUFFIXES for path in source.rglob("*")):
         loose = list(list_images(source))
-    reader = Reader()  # one for all, so that no more than one compressed shard is open
-    bar = tqdm(shards, desc="shards", unit="shard", disable=None, delay=1)
-    parts = [read_shard(shard, reader if is_compressed(shard) else None) for shard in bar]
+    readers = Reader(), TableReader()  # one of each for all, so that no more than one file is open
+    bar = tqdm(files, desc="shards", unit="file", disable=None, delay=1)
+    parts = [read_larger(path, *readers) for path in bar]
     unreadable = {name: why for part in parts for name, why in part.unreadable.items()}
     pictures = loose + [picture for part in parts for picture in part.pictures]
     if not pictures:
         reason = next(iter(unreadable.values()), f"members end in {', '.join(SUFFIXES)}")
-        raise UserError(f"no picture in {len(shards)} shards of {source} ({reason}): give .tar files of webdataset")
+        raise UserError(
+            f"no picture in {len(files)} shards of {source} ({reason}): give .tar files of webdataset, or parquet files with a "
+            "column of pictures' bytes"
+        )
     columns: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for part in parts for name in part.columns):
         columns[name] = [None] * len(loose)
@@ -43,18 +48,32 @@ def list_pictures(source: Path) -> Listed:
     return Listed(pictures, columns, unreadable)
 
 
-def shard_paths(source: Path) -> list[Path]:
-    """The .tar files, compressed or not, that `source` means; none where it is a folder without any, or something else."""
+def read_larger(path: Path, reader: Reader, table_reader: TableReader) -> Listed:
+    """The pictures of a shard or a parquet file."""
+    if is_table(path):
+        return read_table(path, table_reader)
+    return read_shard(path, reader if is_compressed(path) else None)
+
+
+def is_larger(path: Path) -> bool:
+    """Whether a name is that of a file that holds pictures."""
+    return is_shard(path) or is_table(path)
+
+
+def larger_files(source: Path) -> list[Path]:
+    """The .tar files, compressed or not, and parquet files that `source` means; none where it is a folder without any, or
+    something else."""
     if source.is_dir():
-        return sorted(path for path in source.rglob("*") if is_shard(path) and path.is_file())
-    if not is_shard(source):
+        found = sorted(path for path in source.rglob("*") if is_larger(path) and path.is_file())
+        return [path for path in found if not is_table(path) or holds_pictures(path)]
+    if not is_larger(source):
         return []
-    found = []
+    given = []
     for path in [source] if source.exists() else map(Path, expand(str(source))):
         if not path.is_file():
             raise UserError(f"no shard {path}: give a .tar file, a folder of them, or '{{000..012}}.tar' in quotes")
-        found.append(path)
-    return found
+        given.append(path)
+    return given
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -78,9 +97,16 @@ def expand(pattern: str) -> Iterator[str]:
         yield from expand(pattern[: braces.start()] + word + pattern[braces.end() :])
 
 
-def places(pictures: Sequence[Path | Member], index: int) -> dict[str, Any]:
-    """Where the bytes of a picture in a shard, or in what it unpacks to, lie, for results; nothing of a file."""
+def places(pictures: Sequence[Picture], index: int) -> dict[str, Any]:
+    """Where the bytes of a picture in a larger file, or in what it unpacks to, lie, for results; nothing of a file."""
     picture = pictures[index]
-    if isinstance(picture, Path):
-        return {}
-    return {"shard": str(picture.shard), "member": picture.name, "start": picture.start, "size": picture.size}
+    return {} if isinstance(picture, Path) else picture.where()
+
+
+def picture_at(path: str, pick: dict[str, Any], reader: Reader, table_reader: TableReader) -> Picture:
+    """The picture that a result names, by its path or by what `places` said."""
+    if "shard" in pick:
+        return Member(Path(pick["shard"]), pick["member"], pick["start"], pick["size"], reader)
+    if "table" in pick:
+        return Cell(Path(pick["table"]), pick["column"], pick["row"], table_reader)
+    return Path(path)

@@ -16,8 +16,10 @@ from mmrlhf.errors import UserError
 from mmrlhf.images import content_hash, to_pil
 from mmrlhf.seeding import seeded
 from selection.compressed import is_compressed
+from selection.inside import Picture, read_picture
+from selection.parquet_pictures import Cell
 from selection.pictures import list_pictures
-from selection.webdataset import Member, read_picture
+from selection.webdataset import Member
 
 Views = list[Float[Tensor, "3 h w"]]
 ORDER, DRAWS, WEIGHTS = 0, 1, 2  # what a seed is for
@@ -26,7 +28,7 @@ ORDER, DRAWS, WEIGHTS = 0, 1, 2  # what a seed is for
 class Pictures(NamedTuple):
     """The readable pictures, equal ones once, with their content hashes; and what could not be read, with the reason."""
 
-    paths: list[Path | Member]
+    paths: list[Picture]
     hashes: list[str]
     unreadable: dict[str, str]
 
@@ -34,9 +36,14 @@ class Pictures(NamedTuple):
 def read_pictures(source: Path) -> Pictures:
     """Look at every image that `list_pictures` finds. UserError where fewer than two different ones can be read."""
     listed = list_pictures(source)
-    found: dict[str, Path | Member] = {}
+    found: dict[str, Picture] = {}
     unreadable = dict(listed.unreadable)
     for picture in tqdm(listed.pictures, desc="reading", unit="image", disable=None, delay=1):
+        if isinstance(picture, Cell):
+            raise UserError(
+                f"{picture.table} is a parquet file, and pictures are read in random order, which its groups of rows make slow: "
+                "write them to a folder or a .tar first"
+            )
         if isinstance(picture, Member) and is_compressed(picture.shard):
             raise UserError(
                 f"{picture.shard} is compressed, and pictures are read in random order, which a compressed shard does not "
@@ -60,7 +67,7 @@ def read_pictures(source: Path) -> Pictures:
 class AugmentedPictures(Dataset[Views]):
     """Views of each picture in one epoch; which ones follows from the seed, the epoch and the picture's number alone."""
 
-    def __init__(self, paths: Sequence[Path | Member], augment: Callable[[Any], Any], seed: int, epoch: int) -> None:
+    def __init__(self, paths: Sequence[Picture], augment: Callable[[Any], Any], seed: int, epoch: int) -> None:
         self.paths, self.augment, self.seed, self.epoch = paths, augment, seed, epoch
 
     def __len__(self) -> int:
@@ -90,7 +97,7 @@ def drawn(seed: int, draw: Callable[[], Any]) -> Any:
 
 
 def batches(
-    paths: Sequence[Path | Member],
+    paths: Sequence[Picture],
     augment: Callable[[Any], Any],
     *,
     batch_size: int,

@@ -11,9 +11,10 @@ from selection.compressed import Reader
 from selection.curve import coverage_curve, random_curves
 from selection.drawing import draw_curve, draw_map
 from selection.files import write_whole
+from selection.parquet_pictures import TableReader
+from selection.pictures import picture_at
 from selection.rows import Rows
 from selection.stacked import Matrix
-from selection.webdataset import Member
 
 MOST_LISTED, MOST_PICTURES, THUMBNAIL = 200, 60, 160
 
@@ -75,13 +76,13 @@ def by_strategy(result: dict[str, Any]) -> str:
 
 def pictures(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The first chosen images, small enough for the page; those that cannot be read any more are left out."""
-    reader, found = Reader(), {}
+    reader, table_reader, found = Reader(), TableReader(), {}
     picks = list(zip(result.get("paths", [])[:MOST_PICTURES], result["picks"], strict=False))
     # as they lie in the shards, for a compressed one is read from its front again to go back
     for number in sorted(range(len(picks)), key=lambda number: place(picks[number][1])):
         path, pick = picks[number]
         try:
-            uri = thumbnail(path, pick, reader)
+            uri = thumbnail(path, pick, reader, table_reader)
             found[number] = {"number": number + 1, "name": Path(path).name, "uri": uri} | pick
         except (UserError, OSError):
             continue
@@ -91,15 +92,13 @@ def pictures(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def place(pick: dict[str, Any]) -> tuple[str, int]:
     """Where a pick lies."""
-    return pick.get("shard", ""), pick.get("start", 0)
+    return pick.get("shard", pick.get("table", "")), pick.get("start", pick.get("row", 0))
 
 
-def thumbnail(path: str, pick: dict[str, Any], reader: Reader) -> str:
-    """A chosen image, from its file or from its place in a shard."""
-    if "shard" not in pick:
-        return thumbnail_uri(Path(path), THUMBNAIL)
-    member = Member(Path(pick["shard"]), pick["member"], pick["start"], pick["size"], reader)
-    return small_uri(member.pixels(), THUMBNAIL)
+def thumbnail(path: str, pick: dict[str, Any], reader: Reader, table_reader: TableReader) -> str:
+    """A chosen image, from its file or from its place in a larger one."""
+    picture = picture_at(path, pick, reader, table_reader)
+    return thumbnail_uri(picture, THUMBNAIL) if isinstance(picture, Path) else small_uri(picture.pixels(), THUMBNAIL)
 
 
 def listing(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class SelectConfig:
     images: Path | None = None
     """Images to embed and choose from, instead of --embeddings: a folder of them, or of .tar shards as webdataset writes them, a
     shard, or 'shards/{000..012}.tar' in quotes; also .tar.gz, .bz2, .xz and .zst. KEY.txt (the prompt) and KEY.json beside
-    KEY.jpg are metadata."""
+    KEY.jpg are metadata. Or parquet files with columns of pictures' bytes; the other columns are metadata."""
     strategy: StrategyName | None = None
     """kcenter (the default) covers the rare, facility-location stands for the many, typicality suits small budgets, kmeans++
     is far but not only outliers, dpp has no two alike, deduplicate takes the first of each kind, density those like many,
@@ -90,7 +90,7 @@ def check(config: SelectConfig) -> None:
     if (config.embeddings is None) == (config.images is None):
         given = "neither" if config.embeddings is None else "both"
         raise UserError(
-            f"got {given} of --embeddings and --images, allowed is one: give a .npy file, or a folder of images or .tar shards"
+            f"got {given} of --embeddings and --images, allowed is one: give a .npy file, or a folder of pictures"
         )
     check_strategy(config)
     check_shards(config)

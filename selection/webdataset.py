@@ -5,15 +5,14 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from mmrlhf.errors import UserError
-from mmrlhf.images import SUFFIXES, decode, load_image, open_image, readable
+from mmrlhf.images import SUFFIXES
 from selection.compressed import Reader, open_shard
+from selection.inside import Inside, Listed
 
 UNSAFE = re.compile("[\x00-\x1f\x7f\\\\\ud800-\udfff]")  # no part of a name that a path or a page could hold
 NAME = re.compile(
@@ -23,14 +22,15 @@ MOST_NOTES = 1 << 20  # bytes of a prompt or of metadata
 MOST_PICTURE = 1 << 28  # bytes of a picture, as a compressed shard may say that it holds any number
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True)
+class Member(Inside):
     """A file inside a .tar: `size` bytes from `start` on, of what a compressed one holds; `reader` keeps that open."""
 
     shard: Path
     name: str
     start: int
     size: int
-    reader: Reader | None = None
+    reader: Reader | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.shard / self.name)
@@ -51,23 +51,8 @@ class Member(NamedTuple):
             raise UserError(f"{self} is cut off after {len(data)} of {self.size} bytes: get the shard again")
         return data
 
-    def pixels(self, size: int | None = None) -> Float[Tensor, "3 h w"]:
-        """As `load_image` reads a file; only the formats of the web. UserError if unreadable."""
-        with readable(str(self)), open_image(self.read_bytes(), str(self)) as opened:
-            return decode(opened, size)
-
-
-def read_picture(picture: Path | Member, size: int | None = None) -> Float[Tensor, "3 h w"]:
-    """As `load_image`, from a file or out of a shard."""
-    return load_image(picture, size) if isinstance(picture, Path) else picture.pixels(size)
-
-
-class Listed(NamedTuple):
-    """Pictures in order, what is known of each by column (None where it is not), and what cannot be read, with the reason."""
-
-    pictures: list[Path | Member]
-    columns: dict[str, list[Any]]
-    unreadable: dict[str, str]
+    def where(self) -> dict[str, Any]:
+        return {"shard": str(self.shard), "member": self.name, "start": self.start, "size": self.size}
 
 
 def read_shard(shard: Path, reader: Reader | None = None) -> Listed:
