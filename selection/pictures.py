@@ -71,7 +71,9 @@ def larger_files(source: Path) -> list[Path]:
     given = []
     for path in [source] if source.exists() else map(Path, expand(str(source))):
         if not path.is_file():
-            raise UserError(f"no shard {path}: give a .tar or parquet file, a folder of them, or '{{000..012}}.tar' in quotes")
+            raise UserError(
+                f"no shard {path}: give a .tar or parquet file, a folder of them, or '{{000..012}}.tar' in quotes"
+            )
         given.append(path)
     return given
 
