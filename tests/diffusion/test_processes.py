@@ -1,7 +1,8 @@
-"""Two processes train what one does: every method, in one launch."""
+"""Two processes train what one does: every method, several in one launch."""
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.diffusion.helpers import timeless, trained_weights
 from tests.diffusion.test_preference_data import bright_and_dark
 from tests.processes import finish, launch
 
+QUICK = ("ddpo", "dpo", "nft", "draft-k")
+SLOWER = ("sft", "kto", "d3po", "rwr", "spo", "draft-lv", "alignprop", "refl")
 REWARD = """
 import torch
 
@@ -23,7 +26,7 @@ def brightness(images, prompts):
 """
 
 
-def commands(model: Path, folder: Path, out: Path) -> dict[str, list[str]]:
+def commands(names: Sequence[str], model: Path, folder: Path, out: Path) -> dict[str, list[str]]:
     """A run of each method, of two updates or more; batches that two do not divide, and a last one of a single row."""
     common: dict[str, Any] = {
         "model": model, "epochs": 1, "num-steps": 2, "guidance-scale": 1, "lora-rank": 2, "learning-rate": 1e-3,
@@ -53,16 +56,20 @@ def commands(model: Path, folder: Path, out: Path) -> dict[str, list[str]]:
         name: ["diffusion", method, *(word for key, value in {**common, **options, "out": out / name}.items()
                                       for word in (f"--{key}", *str(value).split(" ")))]
         for name, (method, options) in wanted.items()
+        if name in names
     }  # fmt: skip
 
 
-def test_two_processes_give_the_weights_of_one(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [QUICK, pytest.param(SLOWER, marks=pytest.mark.slow)])
+def test_two_processes_give_the_weights_of_one(
+    names: Sequence[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bright_and_dark(tmp_path, 4)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\nred\n")
     (tmp_path / "reward.py").write_text(REWARD)
-    two = commands(model, tmp_path, tmp_path / "two")
+    two = commands(names, model, tmp_path, tmp_path / "two")
     with launch(list(two.values()), tmp_path) as launched:
-        for words in commands(model, tmp_path, tmp_path / "one").values():  # meanwhile
+        for words in commands(names, model, tmp_path, tmp_path / "one").values():  # meanwhile
             monkeypatch.setattr(sys, "argv", ["mmrlhf", *words])
             cli.main()
         finish(launched, len(two))

@@ -32,6 +32,7 @@ def test_the_shipped_model_hallucinates_as_its_card_says() -> None:
     assert float(found[2]) < float(found[1]) and figures["coverage"] > 70
 
 
+@pytest.mark.slow
 def test_it_is_made_by_a_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     config = TinyLlavaConfig(
