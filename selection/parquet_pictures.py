@@ -50,6 +50,7 @@ class TableReader:
     def read(self, table: Path, column: str, row: int) -> bytes | None:
         """The bytes of a cell, None where it has none. UserError where the file cannot be read."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         held, first, values = self.held
@@ -61,7 +62,7 @@ class TableReader:
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"cannot read {table} ({reason_of(error)}): get the file again") from error
             if pa.types.is_struct(values.type):
-                values = values.field("bytes").filter(pa.array([True] * len(values)))
+                values = pc.struct_field(values, "bytes")
             self.held = ((table, column), first, values)
         found: bytes | None = values[row - first].as_py()
         return found

@@ -1,8 +1,5 @@
 """The trainer learns, resumes as if never killed, and says why where it cannot learn."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +31,7 @@ from mmrlhf.seeding import seeded
 from mmrlhf.types import Rollout
 from tests.diffusion.helpers import Brightness, timeless, trained_weights
 from tests.diffusion.test_policy import disturb
+from tests.processes import finish, launch
 from tests.small_flow_models import small_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "grpo"
@@ -372,12 +370,9 @@ def test_two_processes_give_the_weights_of_one(config: GRPOConfig, tmp_path: Pat
                "--num-steps", 3, "--guidance-scale", config.guidance_scale, "--lora-rank", config.lora_rank, "--eta", config.eta,
                "--learning-rate", config.learning_rate, "--clip-range", config.clip_range, "--kl-samples", 3,
                "--kl-weight", config.kl_weight, "--images-every", 0, "--device", "cpu", "--out", tmp_path / "two"]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmrlhf"]
-    command = list(map(str, [*launch, "diffusion", "grpo", *options]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    train(config)
+    with launch([["diffusion", "grpo", *map(str, options)]], tmp_path) as launched:
+        train(config)
+        finish(launched, 1)
     one, two = (
         torch.load(out / "checkpoint.pt", weights_only=True)["policy"] for out in (config.out, tmp_path / "two")
     )

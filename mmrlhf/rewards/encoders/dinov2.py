@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, BitImageProcessor
 
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.rewards.encoders.dual_encoder import explain_loading, in_chunks, load_whole, model_type, patch_features
+from mmrlhf.rewards.encoders.image_only import WithoutText
 from mmrlhf.rewards.encoders.resizing import normalise, resize
 from mmrlhf.types import Images
 
@@ -20,13 +21,11 @@ DINOV2 = ("dinov2", "dinov2_with_registers")
 BICUBIC = 3  # Pillow's number
 
 
-class Dinov2Backbone:
+class Dinov2Backbone(WithoutText):
     """A Dinov2Model in float32 with its preprocessing, a `DualEncoder` whose prompts are all the vector 0; picklable.
 
     Its embedding is the class token after the last norm. Source: Oquab et al. 2023, Darcet et al. 2023 (registers).
     """
-
-    max_tokens = 0  # of no text tower
 
     def __init__(
         self, model: Any, short_side: int, image_size: int, pixel_mean: Sequence[float], pixel_std: Sequence[float]
@@ -61,19 +60,6 @@ class Dinov2Backbone:
             ).save_pretrained(folder)  # fmt: skip
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def scale(self) -> Float[Tensor, ""]:
-        """There is no cosine with a text to be multiplied."""
-        return torch.ones((), device=self.device)
-
-    @property
-    def bias(self) -> Float[Tensor, ""]:
-        return torch.zeros((), device=self.device)
-
-    @property
     def embedding_width(self) -> int:
         return self.model.config.hidden_size
 
@@ -85,14 +71,6 @@ class Dinov2Backbone:
     @property
     def vision_blocks(self) -> Any:
         return self.model.encoder.layer
-
-    @property
-    def text_blocks(self) -> Any:
-        return nn.ModuleList()
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        return ()
 
     def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:
         """Shorter side to the processor's (bicubic, antialiased), then its middle square, still in [0, 1]: its own steps.
@@ -128,16 +106,3 @@ class Dinov2Backbone:
         return patch_features(
             F.normalize(out.pooler_output, dim=-1), out.last_hidden_state[:, before:], first[:, before:]
         )
-
-    def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b p"]:
-        """Zeros."""
-        return torch.zeros(len(prompts), self.embedding_width, device=self.device)
-
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """None: no prompt is read."""
-        return 0
-
-    def to(self, device: torch.device | str) -> "Dinov2Backbone":
-        """Move the weights; returns itself."""
-        self.model.to(device)
-        return self
