@@ -15,9 +15,9 @@ from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device, quiet_loading
 from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.tuning import checkpoint_gradients
-from vlm.encoding import Encoded, Tokens, answer_tokens, at_answers, encode, encode_prompts, moved
+from vlm.encoding import Encoded, Tokens, answer_tokens, at_answers, encode, encode_prompts, moved, repeated
 from vlm.loading import add_lora, load_adapter, load_model, save_adapter, save_model
-from vlm.shared_prompts import can_share, shared_states
+from vlm.shared_prompts import can_share, read_once, shared_states
 
 LOGITS_AT_ONCE = 2**24
 """Entries of the table of logits (tokens × vocabulary) that are held at a time: 64 MB."""
@@ -177,14 +177,20 @@ class VisionLanguagePolicy:
     ) -> Answers:
         """An answer a row (its own is not read), drawn at a temperature; 0 takes the likeliest token each time.
 
-        The same rows and seed give the same answers. `how` goes to `generate` of `transformers`.
+        The same rows and seed give the same answers, and a prompt of several rows is read once.
+        `how` goes to `generate` of `transformers`.
         """
-        prompts = moved(encode_prompts(self.reader, rows, "left"), self.device, self.network.dtype)
+        numbers = repeated([(row.prompt, row.image) for row in rows])
+        share = len(set(numbers)) < len(rows) and can_share(self.network)
+        asked = [rows[numbers.index(n)] for n in range(max(numbers) + 1)] if share else rows
+        prompts = moved(encode_prompts(self.reader, asked, "left"), self.device, self.network.dtype)
         drawn: dict[str, Any] = {"do_sample": False}
         if temperature:
             drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), quiet_generation(self.network), merged(self.model):
+            if share:
+                prompts = read_once(self.network, prompts, torch.tensor(numbers, device=self.device))
             torch.manual_seed(seed)
             whole = self.network.generate(
                 **prompts, **drawn, **how, max_new_tokens=max_new_tokens, repetition_penalty=1.0,

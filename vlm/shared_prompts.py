@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm.encoding import Encoded
@@ -45,6 +45,28 @@ def shared_states(network: Any, batch: Encoded) -> Float[Tensor, "b t d"]:
         places = (places + shift.to(places.device)[own]).expand(3, -1, -1)
     rest = base(input_ids=batch.answers[:, :-1], attention_mask=seen, position_ids=places, **given).last_hidden_state
     return torch.cat([first, rest], dim=1)
+
+
+def read_once(network: Any, prompts: dict[str, Tensor], own: Int[Tensor, " b"]) -> dict[str, Any]:
+    """What `generate` of `transformers` goes on from where row i has prompt `own[i]`, each read once but for its last token.
+
+    `prompts` are padded on the left.
+    """
+    from transformers import DynamicCache
+
+    base, ids, mask = network.base_model, prompts["input_ids"], prompts["attention_mask"]
+    cache = DynamicCache(config=network.config.get_text_config())
+    given = {name: value[:, :-1] if value.shape[:2] == ids.shape else value for name, value in prompts.items()}
+    moves = hasattr(base, "rope_deltas")  # whether pictures take other places than they have tokens
+    if not (moves and "pixel_values" in prompts):
+        given["position_ids"] = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
+        if moves:  # not that of an earlier batch
+            base.rope_deltas = ids.new_zeros(len(ids), 1)
+    base(**given, **{cache_name(base): cache, "use_cache": True})
+    cache.batch_select_indices(own)
+    if moves:
+        base.rope_deltas = base.rope_deltas[own]
+    return {"input_ids": ids[own], "attention_mask": mask[own], cache_name(base): cache}
 
 
 def cache_name(base: Any) -> str:

@@ -43,6 +43,28 @@ def test_as_if_each_had_its_own_prompt(model: str, rows: list[Row]) -> None:
     assert max(float(each.abs().max()) for each in slopes) > 0.01
 
 
+@pytest.mark.parametrize(
+    "rows", [ROWS, [Row("Hm?", None)] * 3 + [Row("What is it, then?", None)]], ids=["seen", "blind"]
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answers_are_those_of_prompts_read_for_each(
+    model: str, rows: list[Row], temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = VisionLanguagePolicy.load(model)
+    policy.generate(
+        ROWS[:2], seed=0, max_new_tokens=2
+    )  # what a model remembers of an earlier batch is not taken for this one's
+    reads = []
+    policy.network.base_model.register_forward_pre_hook(
+        lambda module, given, named: reads.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    together = policy.generate(rows, seed=3, max_new_tokens=8, temperature=temperature)
+    assert reads[0][0] == len({(row.prompt, id(row.image)) for row in rows}) and reads[1] == (len(rows), 1)
+    monkeypatch.setattr("vlm.policy.can_share", lambda network: False)
+    assert policy.generate(rows, seed=3, max_new_tokens=8, temperature=temperature) == together
+    assert len(set(together.tokens)) > 1
+
+
 def test_each_prompt_is_kept_once(model: str) -> None:
     policy = VisionLanguagePolicy.load(model)
     batch = policy.encode(ROWS, share=True)
