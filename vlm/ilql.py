@@ -30,7 +30,7 @@ from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import hold_out, rows_that_fit, told
 from vlm.rollouts import token_weighted
 from vlm.token_rewards import Where, token_rewards
-from vlm.training import MEMORY_ADVICE, load_policy, updates_before, warm_up
+from vlm.training import MEMORY_ADVICE, load_policy, own_batches, own_part, updates_before, warm_up
 from vlm.tuning_config import MAY_DIFFER, TuningConfig, validate_tuning
 from vlm.value_heads import ValueHeads
 
@@ -122,14 +122,14 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
     validate(config)
     answers = read_judged(config.data, unmarked_correct=config.unmarked_correct)
     data = told([each.row for each in answers]) + told_judged(answers)
-    policy = load_policy("ilql", config, data, several_processes=False)
+    policy = load_policy("ilql", config, data)
     fits = rows_that_fit(policy, [each.row for each in answers], config.too_long)
     kept = [each for each, right in zip(answers, fits, strict=True) if right]
     if not kept:
         raise UserError(f"no answer of {config.data} fits into {policy.reader.max_length} tokens: shorten them")
     valued = ValuedPolicy(policy, ValueHeads.fresh(policy, seeded(config.seed, 1)), config.value_weight)
-    run = TrainingRun("ilql", config, valued, settings(config, data), may_differ=MAY_DIFFER, on_epoch=on_epoch,
-                      memory_advice=MEMORY_ADVICE)  # fmt: skip
+    run = TrainingRun("ilql", config, valued, settings(config, data), may_differ=MAY_DIFFER,
+                      several_processes=True, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE)  # fmt: skip
     learnt, held = hold_out([each.unit for each in kept], config.validation, config.seed)
     given, size = as_tokens(policy, kept, config), config.train_batch_size
     for epoch in run.epochs():
@@ -138,7 +138,7 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
         with tqdm(total=len(order), desc="train", unit="answer", leave=False, disable=not is_main_process()) as bar:
             for number, places in enumerate(order.split(size), start=updates_before(epoch, len(order), size)):
                 warm_up(run, number)
-                run.learn(places, loss_of(valued, given, config, places), len(places), seen, bar)
+                run.learn(own_part(places), loss_of(valued, given, config, places), len(places), seen, bar)
                 norms.append(run.update(epoch))
                 valued.heads.follow(config.target_rate)
         line: dict[str, Any] = {"epoch": epoch, "answers": len(order), "too_long": len(answers) - len(kept)}
@@ -201,9 +201,9 @@ def at_tokens(values: Float[Tensor, "k n"], mask: Bool[Tensor, "b t"]) -> Float[
 def held_out_figures(
     valued: ValuedPolicy, given: TokenAnswers, config: ILQLConfig, held: Int[Tensor, " n"]
 ) -> dict[str, float]:
-    """The loss and its parts on answers that were held out."""
+    """The loss and its parts on answers that were held out, of which each process reads a part."""
     seen, loss = Figures(), loss_of(valued, given, config, held)
-    for places in held.split(config.micro_batch_size or config.train_batch_size):
+    for places in own_batches(held, config.micro_batch_size or config.train_batch_size):
         seen.add(len(places), loss(places)[1])
     return {f"validation_{name}": value for name, value in a_token(seen).items()}
 

@@ -22,25 +22,22 @@ def begin(
     *,
     parts: Mapping[str, Stateful] | None = None,
     policy: VisionLanguagePolicy | None = None,
-    several_processes: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingRun:
     """Take up the last checkpoint, or start. `data` are lines that tell what is learnt from, so that runs can be told apart.
 
-    UserError for a folder of another run (before any model is loaded), or for several processes where the method cannot use them.
+    UserError for a folder of another run, before any model is loaded.
     """
-    policy = load_policy(name, config, data, several_processes=several_processes) if policy is None else policy
+    policy = load_policy(name, config, data) if policy is None else policy
     return TrainingRun(
         name, config, policy, settings(config, data), may_differ=MAY_DIFFER, parts=parts,
-        several_processes=several_processes, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,
+        several_processes=True, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,
     )  # fmt: skip
 
 
-def load_policy(
-    name: str, config: TuningConfig, data: Sequence[str], *, several_processes: bool = True
-) -> VisionLanguagePolicy:
+def load_policy(name: str, config: TuningConfig, data: Sequence[str]) -> VisionLanguagePolicy:
     """The policy that a config asks for, at its start, once it is clear that the folder can be used; errors as `begin`'s."""
-    check_run(name, config, settings(config, data), MAY_DIFFER, several_processes=several_processes)
+    check_run(name, config, settings(config, data), MAY_DIFFER, several_processes=True)
     return VisionLanguagePolicy.load(
         config.model,
         lora_rank=config.lora_rank,
@@ -66,6 +63,12 @@ def own_part(rows: Int[Tensor, " n"]) -> Int[Tensor, " own"]:
     """What this process learns from of an update's rows: all of them where it is alone."""
     part = distributed.own_part(len(rows))
     return rows[part.start : part.stop]
+
+
+def own_batches(rows: Int[Tensor, " n"], size: int) -> tuple[Int[Tensor, " b"], ...]:
+    """`own_part` in batches of at most `size`; none where all rows went to other processes."""
+    own = own_part(rows)
+    return own.split(size) if len(own) else ()
 
 
 def updates_before(epoch: int, rows: int, batch: int) -> int:

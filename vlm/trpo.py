@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from mmrlhf import distributed
 from mmrlhf.config import check
 from mmrlhf.distributed import is_main_process
 from mmrlhf.errors import UserError
@@ -40,7 +41,7 @@ from vlm.rollouts import (
     token_weighted,
 )
 from vlm.segment_reward import load_answer_reward
-from vlm.training import load_policy
+from vlm.training import load_policy, own_batches, own_part
 
 UNUSED = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "clip_range", "inner_epochs", "entropy_weight",
           "value_weight")  # fmt: skip
@@ -106,7 +107,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    policy = load_policy("trpo", config, told(prompts), several_processes=False)
+    policy = load_policy("trpo", config, told(prompts))
     actor = begin_actor_critic("trpo", config, policy, prompts, judge, on_epoch)
     for epoch in actor.run.epochs():
         sampled = sample(actor, epoch)
@@ -138,7 +139,9 @@ def take_step(run: TrainingRun[Any, Any], part: Epoch, epoch: int) -> dict[str, 
     token from the old policy, and `surrogate` there, both measured; `grad_norm` of the surrogate; `updates`, 1 or 0.
     """
     policy, config, weights = run.policy, run.config, run.policy.parameters()
-    passes = len(part.rows) * (config.cg_iterations + 2)  # for the gradient, and for the curvature along the step too
+    passes = len(own_part(part.rows)) * (
+        config.cg_iterations + 2
+    )  # for the gradient, and for the curvature along the step too
     with tqdm(total=passes, desc="step", leave=False, unit="answer", disable=not is_main_process()) as bar:
         gradient = -gradient_over(run, part, partial(surrogate_loss, policy, part, config), bar)
         if not gradient.isfinite().all():
@@ -167,12 +170,15 @@ def take_step(run: TrainingRun[Any, Any], part: Epoch, epoch: int) -> dict[str, 
 
 
 def gradient_over(run: TrainingRun[Any, Any], part: Epoch, loss_of: AnswersLoss, bar: Any) -> Float[Tensor, " w"]:
-    """The gradient of a mean over the tokens of all rated answers, some of which go through the model at once."""
+    """The gradient of a mean over the tokens of all rated answers, some of which go through the model at once.
+
+    Each process reads its part of the answers, and gets the gradient of all.
+    """
     lengths, weights = part.old.mask.sum(dim=1), run.policy.parameters()
     places = alike(part.rollout, part.rows)
     loss = partial(token_weighted, loss_of, lengths, float(lengths[places].float().mean()))
-    run.learn(places, loss, len(places), Figures(), bar)
-    found = flat(weights, [weight.grad for weight in weights])
+    run.learn(own_part(places), loss, len(places), Figures(), bar)
+    found = distributed.total(flat(weights, [weight.grad for weight in weights]))
     run.optimizer.zero_grad()
     return found
 
@@ -217,18 +223,20 @@ def kl_slope(
 
 @torch.no_grad()
 def surrogate_and_kl(policy: VisionLanguagePolicy, part: Epoch, config: TRPOConfig) -> tuple[float, float]:
-    """The surrogate, and KL(old‖new) of the tokens' whole distributions, of the policy as it is now: means over tokens."""
-    sums, count = torch.zeros(2, dtype=torch.float64), 0
-    for places in alike(part.rollout, part.rows).split(config.sample_batch_size):
+    """The surrogate, and KL(old‖new) of the tokens' whole distributions, of the policy as it is now: means over tokens.
+
+    Each process measures its part of the answers, and gets the means of all, so that all of them decide alike on a step.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)  # of the surrogate, of the KL, and how many tokens
+    for places in own_batches(alike(part.rollout, part.rows), config.sample_batch_size):
         batch = encoded(policy, part.rollout, places)
         scored, tokens = policy.score(batch, temperature=config.temperature), int(batch.mask.sum())
         gain = surrogate(scored.log_probs, *old_and_advantages(part, places, batch.mask), batch.mask)
         before = part.old.states[places, : batch.mask.shape[1]].to(scored.states.device)
         apart = token_kl(policy, part.head, before[batch.mask], scored.states[batch.mask], config.temperature)
-        sums += tokens * torch.tensor([float(gain), float(apart.mean())], dtype=torch.float64)
-        count += tokens
-    gain_mean, kl_mean = (sums / count).tolist()
-    return gain_mean, kl_mean
+        sums += tokens * torch.tensor([float(gain), float(apart.mean()), 1.0], dtype=torch.float64)
+    gain_sum, kl_sum, count = distributed.total(sums).tolist()
+    return gain_sum / count, kl_sum / count
 
 
 def old_and_advantages(
