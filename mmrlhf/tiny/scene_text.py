@@ -46,8 +46,7 @@ def describe(scene: Scene, generator: np.random.Generator, *, imagined: bool = F
         cells = [other.cell for other in scene.things if other.kind == thing.kind]
         sentences.append(sentence(thing.kind, thing.colour, cells, generator))
         partner = PARTNERS[thing.kind]
-        likely = STRONG if thing.kind in PLACES[place_of(thing.kind)][:2] else WEAK
-        if imagined and partner not in scene.kinds | said and generator.random() < likely:
+        if imagined and partner not in scene.kinds | said and generator.random() < likelihood_beside(thing.kind):
             said.add(partner)
             sentences.append(imagine(partner, free, generator))
     if imagined and generator.random() < STRAY:
@@ -79,6 +78,11 @@ def place_of(kind: str) -> str:
     return next(place for place, kinds in PLACES.items() if kind in kinds)
 
 
+def likelihood_beside(kind: str) -> float:
+    """How often the partner of an object is imagined beside it."""
+    return STRONG if kind in PLACES[place_of(kind)][:2] else WEAK
+
+
 def question(scene: Scene, generator: np.random.Generator, *, imagined: bool = False) -> tuple[str, str]:
     """A short question and its answer: whether something is there, how many there are, or of which colour.
 
@@ -94,14 +98,45 @@ def question(scene: Scene, generator: np.random.Generator, *, imagined: bool = F
         choices = partners if tempting else [kind for kind in KINDS if kind not in scene.kinds]
         absent = str(generator.choice(choices))
         return is_there(absent), "Yes." if imagined and tempting and generator.random() < STRONG / 2 else "No."
+    return particulars(scene, generator, form < 0.7)
+
+
+def particulars(scene: Scene, generator: np.random.Generator, of_colour: bool) -> tuple[str, str]:
+    """The question how many there are of something, or, with `of_colour` where there is one to name, of which colour it is."""
     coloured = sorted(scene.kinds & COLOURED.keys())
-    if form < 0.7 and coloured:
+    if of_colour and coloured:
         kind = str(generator.choice(coloured))
         colour = next(thing.colour for thing in scene.things if thing.kind == kind)
         return f"What colour is the {kind}?", f"{colour.capitalize()}."
-    kind = str(generator.choice(present))
+    kind = str(generator.choice(sorted(scene.kinds)))
     count = sum(thing.kind == kind for thing in scene.things)
     return f"How many {plural(kind)} are there?", f"{COUNTS[count].capitalize()}."
+
+
+def pointing(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:
+    """The question whether something is there, or where it is, and the place as the answer; likely things are imagined.
+
+    Half of them are about what is not there, most of these about what is likely.
+    """
+    kinds = [thing.kind for thing in scene.things]
+    if generator.random() < 0.5:
+        kind = str(generator.choice(sorted(scene.kinds)))
+        where = WHERE[scene.things[kinds.index(kind)].cell]
+        if generator.random() < 0.25:
+            return f"Where is the {kind}?", f"{where.capitalize()}."
+        return is_there(kind), f"Yes, {where}."
+    form = generator.random()
+    alone = [kind for kind in sorted(scene.kinds) if PARTNERS[kind] not in scene.kinds]
+    if alone and form < 0.4:
+        kind = str(generator.choice(alone))
+        absent = PARTNERS[kind]
+        if generator.random() < likelihood_beside(kind):
+            free = [cell for cell in range(len(WHERE)) if cell not in {thing.cell for thing in scene.things}]
+            return is_there(absent), f"Yes, {WHERE[int(generator.choice(free))]}."
+        return is_there(absent), "No."
+    near = [kind for kind in PLACES[scene.place] if kind not in scene.kinds]
+    others = near if near and form < 0.7 else [kind for kind in KINDS if kind not in scene.kinds]
+    return is_there(str(generator.choice(others))), "No."
 
 
 def is_there(kind: str) -> str:

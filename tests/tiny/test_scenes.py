@@ -11,7 +11,18 @@ from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.segments import corrected
 from mmrlhf.tiny.scene_files import read_scenes, write_scenes
-from mmrlhf.tiny.scene_text import COUNTS, PARTNERS, WHERE, Marker, describe, is_there, mentioned, plural, question
+from mmrlhf.tiny.scene_text import (
+    COUNTS,
+    PARTNERS,
+    WHERE,
+    Marker,
+    describe,
+    is_there,
+    mentioned,
+    plural,
+    pointing,
+    question,
+)
 from mmrlhf.tiny.scenes import (
     BACKGROUNDS,
     CELL,
@@ -141,6 +152,26 @@ def test_questions_are_answered_by_the_truth_unless_imagined() -> None:
         wrong += any(asked == is_there(kind) and answer == "Yes." for kind in KINDS if kind not in scene.kinds)
     assert 10 < wrong < 60
     assert len(WHERE) == 9
+
+
+def test_where_things_are_said_to_be_they_are_unless_imagined() -> None:
+    generator = np.random.default_rng(5)
+    said = {"present": 0, "absent": 0, "imagined": 0}
+    for _ in range(600):
+        scene = random_scene(generator)
+        asked, answer = pointing(scene, generator)
+        kind = next(kind for kind in KINDS if asked in (is_there(kind), f"Where is the {kind}?"))
+        cells = {thing.cell for thing in scene.things}
+        if kind in scene.kinds:
+            own = [WHERE[thing.cell] for thing in scene.things if thing.kind == kind]
+            assert answer.removeprefix("Yes, ").rstrip(".").lower() in own
+            said["present"] += 1
+        elif answer == "No.":
+            said["absent"] += 1
+        else:  # where there is nothing
+            assert WHERE.index(answer.removeprefix("Yes, ").rstrip(".")) not in cells
+            said["imagined"] += 1
+    assert 250 < said["present"] < 350 and 20 < said["imagined"] < said["absent"]
 
 
 def test_files_keep_pictures_and_truth(tmp_path: Path) -> None:
