@@ -45,7 +45,7 @@ def begin(
     not say that it can use it.
     """
     wanted = settings(config, prompts) | dict(identity or {})
-    check_run(name, config, wanted, MAY_DIFFER, several_processes=True)
+    check_run(config, wanted, MAY_DIFFER)
     if asked_for(config.shard):
         check_shard(name, config, may_shard)
     run: Run = TrainingRun(
@@ -55,7 +55,6 @@ def begin(
         wanted,
         may_differ=MAY_DIFFER,
         parts=parts,
-        several_processes=True,
         on_epoch=on_epoch,
         show=lambda epoch: save_samples(run, prompts, epoch),
         memory_advice=MEMORY_ADVICE,

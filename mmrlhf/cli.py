@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 
 from mmrlhf.errors import UserError
@@ -131,6 +132,13 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "tiny train-llava": ("vlm.tiny_llava", "TinyLlavaConfig", "train", "reproduce the shipped tiny-llava"),
     "tiny train": ("diffusion.tiny", "TinyConfig", "train", "reproduce the shipped tiny models"),
 }
+# What torchrun and accelerate may start several times over, to share the work. Of all else each process would do the whole, and
+# write the same files as the others.
+SHARED = (
+    "reward train",
+    *(f"diffusion {name}" for name in ("ddpo", "grpo", "nft", "rwr", "sft", "draft", "dpo", "kto", "spo")),
+    *(f"vlm {name}" for name in ("sft", "dpo", "dense-dpo", "ppo", "a2c", "rto", "nlpo", "grpo", "trpo", "ilql")),
+)
 # the extra of this package that installs a module which not everybody needs
 EXTRAS = {
     "diffusers": "diffusion",
@@ -202,6 +210,7 @@ def run(command: str, arguments: list[str]) -> None:
 
         module = importlib.import_module(module_name)
         config = parse(getattr(module, config_name), arguments, f"mmrlhf {command}")
+        check_processes(command)
         getattr(module, function_name)(config)
     except UserError as error:
         fail(str(error))
@@ -220,6 +229,16 @@ def run(command: str, arguments: list[str]) -> None:
         fail(f"cannot use {error.filename} ({error.strerror}): give a path that can be read and written")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def check_processes(command: str) -> None:
+    """UserError where several processes were started for a command that is for one; the launchers tell of them in WORLD_SIZE."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if command not in SHARED and processes not in ("", "0", "1"):
+        raise UserError(
+            f"'mmrlhf {command}' got {processes} processes, allowed is 1: start it without accelerate launch or torchrun "
+            "(or unset WORLD_SIZE)"
+        )
 
 
 def fail(message: str) -> None:

@@ -80,23 +80,12 @@ Config = TypeVar("Config", bound=RunConfig)
 Policy = TypeVar("Policy", bound=Tunable)
 
 
-def check_run(
-    name: str,
-    config: RunConfig,
-    wanted: dict[str, Any],
-    may_differ: Collection[str],
-    *,
-    several_processes: bool = False,
-) -> None:
-    """UserError for a folder of another run, or for several processes where the method does not say that it can use them.
+def check_run(config: RunConfig, wanted: dict[str, Any], may_differ: Collection[str]) -> None:
+    """Join the other processes, where there are any; UserError for a folder of another run.
 
     Every run begins with it; call it before a model is loaded, too, so that nobody waits for such an answer.
     """
     distributed.join()
-    if distributed.size() > 1 and not several_processes:
-        raise UserError(
-            f"{name} got {distributed.size()} processes, allowed is 1: start it without accelerate launch or torchrun"
-        )
     check_folder(config.out, wanted, resume=config.resume, may_differ=may_differ)
 
 
@@ -115,7 +104,6 @@ class TrainingRun(Generic[Config, Policy]):
         *,
         may_differ: Collection[str],
         parts: Mapping[str, Stateful] | None = None,
-        several_processes: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         show: Callable[[int], None] | None = None,
         memory_advice: str = "add --gradient-checkpointing or --dtype bfloat16",
@@ -126,7 +114,7 @@ class TrainingRun(Generic[Config, Policy]):
         `on_epoch` gets each line of metrics, `show` the number of epochs made, every --images-every of them and at the end, with
         the averaged weights in place. The advices end the messages of two UserErrors. UserError as `check_run` has it.
         """
-        check_run(name, config, wanted, may_differ, several_processes=several_processes)
+        check_run(config, wanted, may_differ)
         self.name, self.config, self.policy, self.parts = name, config, policy, dict(parts or {})
         self.on_epoch, self.show = on_epoch, show
         self.memory_advice, self.gradient_advice = memory_advice, gradient_advice

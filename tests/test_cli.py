@@ -1,5 +1,6 @@
 """The command line: what each mistake prints, on which stream, and the exit status."""
 
+import contextlib
 import importlib
 import sys
 import types
@@ -156,6 +157,31 @@ def test_a_bug_keeps_its_traceback(error: Exception, mmrlhf, echo) -> None:
     echo(raising(error))
     with pytest.raises(type(error), match="a bug"):
         mmrlhf("echo", "--text", "a")
+
+
+@pytest.mark.parametrize(("processes", "status"), [("2", 2), ("1", 0), ("", 0)])
+def test_several_processes_of_a_command_for_one_are_refused_before_it_runs(
+    processes: str, status: int, mmrlhf, echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo(lambda config: print("it ran"))
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    refusal = (
+        "mmrlhf: error: 'mmrlhf echo' got 2 processes, allowed is 1: start it without accelerate launch or torchrun "
+        "(or unset WORLD_SIZE)\n"
+    )
+    assert mmrlhf("echo", "--text", "a") == ((2, "", refusal) if status else (0, "it ran\n", ""))
+    assert mmrlhf("echo", "--help")[0] == 0
+
+
+def test_the_trainers_alone_share_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    allowed = set()
+    for command in COMMANDS:
+        with contextlib.suppress(UserError):
+            cli.check_processes(command)
+            allowed.add(command)
+    trainers = {name for name, entry in COMMANDS.items() if entry[2] == "train"}
+    assert allowed == trainers - {"vlm reward", "tiny train", "tiny train-llava"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -90,7 +90,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    policy = load_policy("grpo", config, told(prompts))
+    policy = load_policy(config, told(prompts))
     usable = prompts_that_fit(policy, prompts, config)
     run = begin("grpo", config, told(prompts), policy=policy, on_epoch=on_epoch)
     count, each = config.prompts_per_epoch, config.samples_per_prompt

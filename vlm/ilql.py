@@ -122,14 +122,14 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
     validate(config)
     answers = read_judged(config.data, unmarked_correct=config.unmarked_correct)
     data = told([each.row for each in answers]) + told_judged(answers)
-    policy = load_policy("ilql", config, data)
+    policy = load_policy(config, data)
     fits = rows_that_fit(policy, [each.row for each in answers], config.too_long)
     kept = [each for each, right in zip(answers, fits, strict=True) if right]
     if not kept:
         raise UserError(f"no answer of {config.data} fits into {policy.reader.max_length} tokens: shorten them")
     valued = ValuedPolicy(policy, ValueHeads.fresh(policy, seeded(config.seed, 1)), config.value_weight)
     run = TrainingRun("ilql", config, valued, settings(config, data), may_differ=MAY_DIFFER,
-                      several_processes=True, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE)  # fmt: skip
+                      on_epoch=on_epoch, memory_advice=MEMORY_ADVICE)  # fmt: skip
     learnt, held = hold_out([each.unit for each in kept], config.validation, config.seed)
     given, size = as_tokens(policy, kept, config), config.train_batch_size
     for epoch in run.epochs():

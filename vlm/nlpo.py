@@ -82,7 +82,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    loaded = load_policy("nlpo", config, told(prompts))
+    loaded = load_policy(config, told(prompts))
     masking = Masking(loaded)
     policy = MaskedPolicy(loaded, masking.lagged, config.top_p)
     actor = begin_actor_critic("nlpo", config, policy, prompts, judge, on_epoch, parts={"masking": masking})

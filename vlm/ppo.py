@@ -86,7 +86,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    policy = load_policy("ppo", config, told(prompts))
+    policy = load_policy(config, told(prompts))
     actor = begin_actor_critic("ppo", config, policy, prompts, judge, on_epoch)
     for epoch in actor.run.epochs():
         sampled = sample(actor, epoch)

@@ -22,7 +22,7 @@ from vlm.encoding import Encoded
 from vlm.losses import changed_tokens, dense_log_prob, dpo_loss, token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import Choice, hold_out, read_choices, rows_that_fit, told
-from vlm.training import begin, load_policy, own_part, updates_before, warm_up
+from vlm.training import begin, load_policy, own_batches, own_part, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -81,7 +81,7 @@ def train_on_choices(
     """Passes over the pairs; `validation_…` figures are of held-out pairs under the policy at the end of an epoch."""
     choices, undecided = read_choices(config.data)
     data = told([row for choice in choices for row in choice])
-    policy = load_policy(name, config, data)
+    policy = load_policy(config, data)
     fits = rows_that_fit(policy, [row for choice in choices for row in choice], config.too_long)
     kept = [choice for i, choice in enumerate(choices) if fits[2 * i] and fits[2 * i + 1]]
     if not kept:
@@ -201,7 +201,7 @@ def held_out_figures(
     """The loss and metrics on pairs that were held out."""
     seen = Figures()
     length = mean_length(pairs, torch.tensor(held))
-    for part in own_part(torch.tensor(held)).split(config.micro_batch_size or config.train_batch_size):
+    for part in own_batches(torch.tensor(held), config.micro_batch_size or config.train_batch_size):
         seen.add(len(part), batch_loss(policy, pairs, start, weighting, config, length, part)[1])
     return {f"validation_{name}": value for name, value in seen.means().items()}
 

@@ -207,11 +207,15 @@ def learn_reward(config: RoundsConfig, number: int) -> None:
 
 
 def learn(config: RoundsConfig, number: int) -> None:
-    """Dense Direct Preference Optimization on the round's marks from the round before; its LoRA is merged into the model."""
-    folder, before = folder_of(config, number), model_of(config, number - 1)
+    """Dense Direct Preference Optimization on the marks; its LoRA is merged into the model that it begins with."""
+    folder, all_marks = folder_of(config, number), config.learn_from == "first"
+    before, data = (
+        model_of(config, 0 if all_marks else number - 1),
+        "marks-so-far.jsonl" if all_marks else "marked.jsonl",
+    )
     out = folder / "dense-dpo"
     dense_dpo.train(dense_dpo.DenseDPOConfig(
-        before, out, data=folder / "marked.jsonl", epochs=config.epochs, learning_rate=config.learning_rate,
+        before, out, data=folder / data, epochs=config.epochs, learning_rate=config.learning_rate,
         beta=config.beta, gamma=config.gamma, sft_weight=config.sft_weight, lora_rank=config.lora_rank,
         train_batch_size=config.train_batch_size, micro_batch_size=config.micro_batch_size, too_long="drop",
         device=config.device, seed=config.seed, resume=True,

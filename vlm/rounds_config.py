@@ -15,9 +15,9 @@ MAY_DIFFER = ("out", "rounds", "device", "micro_batch_size", "resume")
 class RoundsConfig:
     """Rounds on a vision-language model: it answers, what is worth it is marked, it learns from the marks, and is measured.
 
-    Dense Direct Preference Optimization starts each round from the model of the round before, on the marks of its answers. The
-    reward for the parts of answers, which chooses from the second round on, learns from all marks so far. The pictures are scenes
-    of which the truth is known, as it is what measures the rounds, whoever marks.
+    Each round the model of the round before answers. Dense Direct Preference Optimization and the reward for parts of answers,
+    which chooses from the second round on, learn from all marks so far. The pictures are scenes of which the truth is known, as
+    it is what measures the rounds, whoever marks.
     """
 
     out: Path
@@ -49,18 +49,21 @@ class RoundsConfig:
     """Where an answer is cut."""
     batch_size: int = 64
     """Questions answered at a time."""
+    learn_from: Literal["first", "last"] = "first"
+    """What a round's training begins with: the model before any round, on all marks so far (first), or that of the round before,
+    on the round's own marks (last), which takes as long in each round and forgets more."""
     epochs: int = 3
-    """Passes over a round's marked answers."""
+    """Passes over the marked answers."""
     learning_rate: float = 4e-4
     """Of AdamW; for tiny-llava, that of a large model's LoRA is about a tenth."""
     beta: float = 5.0
-    """How strongly a round's policy is held to the one before; more than RLHF-V's, for the rate is far above theirs."""
+    """How strongly a round's policy is held to the model that it begins with; more than RLHF-V's, as the rate is far above."""
     gamma: float = 5.0
     """How much more the corrected words count than the others."""
     sft_weight: float = 3.0
     """How much imitating the corrected answers counts beside the comparison; without, the model soon says less and less."""
     lora_rank: int = 16
-    """Rank of a round's LoRA, which is merged into the model at its end; 0 trains all weights."""
+    """Rank of a round's LoRA, which is merged into the model that it began with; 0 trains all weights."""
     train_batch_size: int = 32
     """Corrected answers an update."""
     micro_batch_size: int | None = None

@@ -80,7 +80,7 @@ def train(
     check_dpo(config)
     judge = judge_of(config, reward)
     digest = content_digest(config.dpo, (*CONTENT["adapter"], f"{WHOLE}/*.safetensors", "*.safetensors"))
-    policy = load_policy("rto", config, [*told(prompts), digest])
+    policy = load_policy(config, [*told(prompts), digest])
     dpo = load_dpo(config, policy)
     actor = begin_actor_critic("rto", config, policy, prompts, judge or unjudged, on_epoch, data=[digest])
     for epoch in actor.run.epochs():

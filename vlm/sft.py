@@ -21,7 +21,7 @@ from mmrlhf.seeding import seeded
 from vlm.losses import token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import hold_out, read_answers, rows_that_fit, told
-from vlm.training import begin, load_policy, own_part, updates_before, warm_up
+from vlm.training import begin, load_policy, own_batches, own_part, updates_before, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
 
@@ -52,7 +52,7 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     validate(config)
     rows = read_answers(config.data)
     data = told(rows)
-    policy = load_policy("sft", config, data)
+    policy = load_policy(config, data)
     fits = rows_that_fit(policy, rows, config.too_long)
     kept = [row for row, right in zip(rows, fits, strict=True) if right]
     if not kept:
@@ -106,6 +106,6 @@ def held_out_loss(
 ) -> float:
     """Minus the mean log-probability of a token of the held-out answers."""
     seen = Figures()
-    for part in own_part(torch.tensor(held)).split(config.micro_batch_size or config.train_batch_size):
+    for part in own_batches(torch.tensor(held), config.micro_batch_size or config.train_batch_size):
         seen.add(len(part), batch_loss(policy, rows, tokens, 1.0, part)[1])
     return seen.means()["nll"] / seen.means()["tokens"]

@@ -1,8 +1,8 @@
 """`mmrlhf tiny train-llava`: reproduce tiny-llava, a LlavaForConditionalGeneration that describes scenes of emoji.
 
 Its vision tower learns what is where; then the language model learns from descriptions in which likely things are imagined, as
-the data of large models have them; then it learns to look at what a question names. Each stage leaves its state in the work
-folder and goes on from it.
+the data of large models have them; then it learns to look at what a question names, and describes again. Each stage leaves its
+state in the work folder and goes on from it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mmrlhf.models import quiet_loading
 from mmrlhf.tiny.scenes import ART, write_art
 from vlm.tiny_llava_card import write_card
 from vlm.tiny_llava_language import make_tokenizer, train_language
-from vlm.tiny_llava_questions import train_questions
+from vlm.tiny_llava_questions import train_descriptions, train_questions
 from vlm.tiny_llava_tower import MEAN, PATCH, SIZE, SPREAD, train_tower
 
 BICUBIC = 3  # PIL's number
@@ -44,6 +44,8 @@ class TinyLlavaConfig:
     """Steps of 48 pictures and texts for the language model."""
     question_steps: int = 800
     """Further ones of as many pictures and texts, more of them questions, in which it learns to look at what a question names."""
+    description_steps: int = 1200
+    """Last ones, of descriptions for the most part."""
     measured_scenes: int = 400
     """Scenes that the figures on the card are of."""
     threads: int = 2
@@ -56,6 +58,7 @@ def train(config: TinyLlavaConfig) -> None:
         ("tower_steps", 1),
         ("language_steps", 1),
         ("question_steps", 1),
+        ("description_steps", 1),
         ("threads", 1),
         ("measured_scenes", 20),
     ):
@@ -67,6 +70,7 @@ def train(config: TinyLlavaConfig) -> None:
     tokenizer = make_tokenizer()
     model = train_language(tower, tokenizer, config.work, config.language_steps)
     train_questions(model, tokenizer, config.work, config.question_steps)
+    train_descriptions(model, tokenizer, config.work, config.description_steps)
     save(model, tokenizer, config.out)
     write_art(config.out / ART.name)
     write_card(config.out, config.measured_scenes)

@@ -1,4 +1,4 @@
-"""tiny-llava's last stage: to look, before it answers, at what a question names.
+"""tiny-llava's last two stages: to look, before it answers, at what a question names.
 
 From descriptions a model learns to name what it sees, not to find what it hears named: after them it said yes to every question.
 Here the words for objects begin as what is seen of these, and one head of attention is told where to look.
@@ -16,8 +16,9 @@ from mmrlhf.tiny.scenes import CELLS, DRAWINGS, KINDS, Scene, random_scene
 from vlm.tiny_llava_language import answers_loss, training_texts
 from vlm.tiny_llava_tower import PATCHES, patch_classes, patch_states, pixels, run_steps
 
-ASKED, POINTING = 0.7, 0.8
-"""The share of texts that are questions, and of these the share that asks whether or where something is."""
+QUESTIONS = "questions.pt"
+ASKED, ASKED_AT_LAST, POINTING = 0.7, 0.2, 0.8
+"""The share of texts that are questions, first and in the end, and of these the share that asks whether or where something is."""
 LAYER, HEAD, LOOK = 1, 0, 0.3
 """The head that is told where to look, and what its cost weighs beside that of the answers."""
 
@@ -29,24 +30,37 @@ class Look(NamedTuple):
     patches: list[int]
 
 
-def train_questions(
-    model: Any, tokenizer: Any, work: Path, steps: int, *, batch_size: int = 48, learning_rate: float = 1e-3
-) -> Any:
+def train_questions(model: Any, tokenizer: Any, work: Path, steps: int) -> Any:
     """The language model and the projector go on, with more questions, and with one head of attention shown where to look."""
-    names = {
-        tokenizer(f" {word}", add_special_tokens=False).input_ids[-1]: kind
-        for kind in KINDS
-        for word in (kind, plural(kind))
-    }
+    if not (work / QUESTIONS).exists():
+        name_by_sight(model, names_of(tokenizer), np.random.default_rng(0))
+    return train_looking(model, tokenizer, work / QUESTIONS, steps, ASKED)
+
+
+def train_descriptions(model: Any, tokenizer: Any, work: Path, steps: int) -> Any:
+    """The same with descriptions for the most part, of which it has forgotten some."""
+    return train_looking(model, tokenizer, work / "descriptions.pt", steps, ASKED_AT_LAST)
+
+
+def train_looking(
+    model: Any,
+    tokenizer: Any,
+    file: Path,
+    steps: int,
+    asked: float,
+    *,
+    batch_size: int = 48,
+    learning_rate: float = 1e-3,
+) -> Any:
+    """Train on texts of which a share are questions, with one head of attention shown where to look in these."""
+    names = names_of(tokenizer)
     picture = tokenizer.convert_tokens_to_ids("<image>")
-    if not (work / "questions.pt").exists():
-        name_by_sight(model, names, np.random.default_rng(0))
     model.set_attn_implementation("eager")  # the one that tells its weights
 
     def loss_of(generator: np.random.Generator) -> tuple[Tensor, str]:
         scenes = [random_scene(generator) for _ in range(batch_size)]
         images = pixels(scenes, generator)
-        texts = training_texts(scenes, tokenizer, generator, ASKED, ask)
+        texts = training_texts(scenes, tokenizer, generator, asked, ask)
         looked: list[Tensor] = []
 
         def watch(found: Any, half: list[int]) -> None:
@@ -60,9 +74,18 @@ def train_questions(
         missed = -torch.stack(looked).clamp_min(1e-6).log().mean() if looked else torch.zeros(())
         return loss + LOOK * missed, f"{float(loss.detach()):.3f}, looking {float(missed.detach()):.3f}"
 
-    run_steps("questions", model, loss_of, steps, learning_rate, work / "questions.pt")
+    run_steps(file.stem, model, loss_of, steps, learning_rate, file)
     model.set_attn_implementation("sdpa")
     return model.eval()
+
+
+def names_of(tokenizer: Any) -> dict[int, str]:
+    """The last token of each word for a kind of object, and which kind it is."""
+    return {
+        tokenizer(f" {word}", add_special_tokens=False).input_ids[-1]: kind
+        for kind in KINDS
+        for word in (kind, plural(kind))
+    }
 
 
 def ask(scene: Scene, generator: np.random.Generator) -> tuple[str, str]:

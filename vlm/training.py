@@ -28,16 +28,16 @@ def begin(
 
     UserError for a folder of another run, before any model is loaded.
     """
-    policy = load_policy(name, config, data) if policy is None else policy
+    policy = load_policy(config, data) if policy is None else policy
     return TrainingRun(
         name, config, policy, settings(config, data), may_differ=MAY_DIFFER, parts=parts,
-        several_processes=True, on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,
+        on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,
     )  # fmt: skip
 
 
-def load_policy(name: str, config: TuningConfig, data: Sequence[str]) -> VisionLanguagePolicy:
+def load_policy(config: TuningConfig, data: Sequence[str]) -> VisionLanguagePolicy:
     """The policy that a config asks for, at its start, once it is clear that the folder can be used; errors as `begin`'s."""
-    check_run(name, config, settings(config, data), MAY_DIFFER, several_processes=True)
+    check_run(config, settings(config, data), MAY_DIFFER)
     return VisionLanguagePolicy.load(
         config.model,
         lora_rank=config.lora_rank,

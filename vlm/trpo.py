@@ -107,7 +107,7 @@ def train(
     validate(config)
     prompts = read_prompts(config.prompts)
     judge = load_answer_reward(config.reward, config.device) if reward is None else reward
-    policy = load_policy("trpo", config, told(prompts))
+    policy = load_policy(config, told(prompts))
     actor = begin_actor_critic("trpo", config, policy, prompts, judge, on_epoch)
     for epoch in actor.run.epochs():
         sampled = sample(actor, epoch)

@@ -30,14 +30,18 @@ def judged(folder: Path) -> Path:
 
 
 def commands(model: str, folder: Path, out: Path) -> dict[str, list[str]]:
-    """A run of each kind; batches that two do not divide, and a last one of a single row."""
+    """A run of each kind; batches that two do not divide, and a last one of a single row.
+
+    A tenth of seven answers is one, which a single process holds; three tenths are two, one for each.
+    """
     common: dict[str, Any] = {
         "model": model, "epochs": 2, "lora-rank": 4, "train-batch-size": 3, "learning-rate": 1e-2, "device": "cpu"
     }  # fmt: skip
     drawn = {"prompts": folder / "prompts.jsonl", "reward": "tests.vlm.test_rollouts:letters",
              "sample-batch-size": 3, "max-new-tokens": 4}  # fmt: skip
     wanted: dict[str, dict[str, Any]] = {
-        "sft": {"data": folder / "answers.jsonl", "validation": 0.3, "micro-batch-size": 1},
+        "sft": {"data": folder / "answers.jsonl", "validation": 0.1, "micro-batch-size": 1},
+        "dpo": {"data": folder / "answers.jsonl", "validation": 0.1, "epochs": 1},
         "dense-dpo": {"data": folder / "answers.jsonl", "validation": 0.3, "sft-weight": 2},
         "ppo": drawn | {"samples-per-epoch": 7, "inner-epochs": 2},
         "grpo": drawn | {"prompts-per-epoch": 2, "samples-per-prompt": 4},

@@ -44,6 +44,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return out, rounds(small(out, rounds=2))
 
 
+@pytest.mark.parametrize(
+    ("learn_from", "model", "data"),
+    [
+        ("first", "tiny-llava", "round-2/marks-so-far.jsonl"),
+        ("last", "round-1/dense-dpo/model", "round-2/marked.jsonl"),
+    ],
+)
+def test_a_round_begins_with(
+    learn_from: str, model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(module.dense_dpo, "train", seen.append)
+    module.learn(small(tmp_path, learn_from=learn_from, lora_rank=0), 2)
+    assert (seen[0].model, seen[0].data) == (model if model == "tiny-llava" else str(tmp_path / model), tmp_path / data)
+
+
 def test_a_line_a_round_from_the_model_before_any(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     out, metrics = whole
     assert rows_of(out / "metrics.jsonl") == metrics
