@@ -32,7 +32,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyLlavaConfig:
-    """Train tiny-llava; about an hour and a half."""
+    """Train tiny-llava; about two hours."""
 
     out: Path
     """Folder for the finished model."""
