@@ -32,6 +32,9 @@ class GenerateConfig:
     """File for the answers, an object a line: the question's own columns, with "id" and "response"."""
     adapter: Path | None = None
     """Folder of LoRA weights to answer with; values that mmrlhf vlm ilql left there, or with --model, are followed."""
+    adapter_scale: float = 1.0
+    """How much of these: 1 is all, less lies between the model without them and with them, and often forgets less for the same
+    gain (to other programs, lora_alpha in adapter_config.json times this is the same)."""
     images: Path | None = None
     """Folder that images are relative to; None is that of --prompts."""
     batch_size: int = 16
@@ -59,6 +62,11 @@ def generate(config: GenerateConfig) -> None:
     for name in ("batch_size", "max_new_tokens", "samples"):
         check(config, name, lambda value: value >= 1, "1 or more")
     check(config, "temperature", lambda value: value >= 0, "0 or more")
+    check(config, "adapter_scale", lambda value: value > 0, "above 0; leave --adapter out for none of it")
+    if config.adapter is None and config.adapter_scale != 1:
+        raise UserError(
+            f"--adapter-scale got {config.adapter_scale:g}, but there is no --adapter: give one, or leave it out"
+        )
     if config.value_weight is not None:
         check(config, "value_weight", lambda value: value >= 0, "0 or more, or leave it out")
     check_seed(config.seed)
@@ -69,7 +77,13 @@ def generate(config: GenerateConfig) -> None:
         raise UserError(f"--out {config.out} is there already: give another name, or remove it")
     part = config.out.with_name(f"{config.out.name}.part")
     done = kept_lines(part, config) if config.resume else []
-    policy = VisionLanguagePolicy.load(config.model, adapter=config.adapter, device=config.device, dtype=config.dtype)
+    policy = VisionLanguagePolicy.load(
+        config.model,
+        adapter=config.adapter,
+        adapter_scale=config.adapter_scale,
+        device=config.device,
+        dtype=config.dtype,
+    )
     answer = answering(policy, config)
     wanted = [
         (columns if config.samples == 1 else columns | {"sample": sample}, row)

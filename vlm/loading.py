@@ -74,12 +74,14 @@ def add_lora(network: Any, rank: int, alpha: float | None, seed: int) -> Any:
     return model.eval()
 
 
-def load_adapter(network: Any, folder: Path, *, merge: bool) -> Any:
+def load_adapter(network: Any, folder: Path, *, merge: bool, scale: float = 1.0) -> Any:
     """The model with the trained LoRA weights of a folder, frozen; with `merge` put into its own.
 
+    Below 1, `scale` leaves the model between its start and what was trained (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
     UserError where they are missing or do not fit.
     """
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
     if missing := [name for name in ADAPTER if not (folder / name).is_file()]:
         raise UserError(f"no adapter in {folder} ({missing[0]} is missing): give the --out folder of a run with a LoRA")
@@ -91,6 +93,9 @@ def load_adapter(network: Any, folder: Path, *, merge: bool) -> Any:
         raise UserError(
             f"the adapter {folder} does not fit the model ({reason}): give the model it was trained on"
         ) from error
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scale_layer(scale)
     return (model.merge_and_unload() if merge else model).requires_grad_(False).eval()
 
 

@@ -70,6 +70,7 @@ class VisionLanguagePolicy:
         lora_rank: int | None = None,
         lora_alpha: float | None = None,
         adapter: Path | None = None,
+        adapter_scale: float = 1.0,
         device: str = "auto",
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
@@ -80,11 +81,14 @@ class VisionLanguagePolicy:
         """A policy from a folder, a hub id or a tiny name.
 
         `lora_rank` n trains a fresh LoRA of the language model, 0 all its weights and the projector's, None nothing (to answer
-        only). `adapter` is a folder of trained LoRA weights: to answer with, or, with `lora_rank`, merged into the start.
+        only). `adapter` is a folder of trained LoRA weights: to answer with, or, with `lora_rank`, merged into the start;
+        `adapter_scale` is how much of them (see `vlm.loading.load_adapter`).
         """
         network, processor = load_model(model, dtype, pick_device(device))
         reader = Reader.make(processor, network.config, template=template, max_length=max_length)
-        whole = network if adapter is None else load_adapter(network, adapter, merge=lora_rank is not None)
+        whole = network
+        if adapter is not None:
+            whole = load_adapter(network, adapter, merge=lora_rank is not None, scale=adapter_scale)
         if lora_rank == 0 and dtype != "float32":
             raise UserError(
                 f"dtype got '{dtype}' with lora_rank 0, allowed is float32: small updates vanish in 16 bits"

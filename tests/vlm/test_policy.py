@@ -1,6 +1,8 @@
 """Log-probabilities against the whole table of logits; answers that follow from rows and seed; the start; what is written."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 from vlm import policy as module
+from vlm.generate import GenerateConfig, generate
 from vlm.policy import VisionLanguagePolicy
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -148,6 +151,43 @@ def test_the_adapter_loads_with_plain_peft(model: str, tmp_path: Path) -> None:
     torch.testing.assert_close(again.log_probs(batch), policy.log_probs(batch).detach())
     merged = VisionLanguagePolicy.load(model, adapter=tmp_path / "run", lora_rank=2)  # goes on from it
     torch.testing.assert_close(merged.log_probs(batch).detach(), again.log_probs(batch), atol=1e-4, rtol=1e-3)
+
+
+def test_half_of_an_adapter_is_one_of_half_the_alpha(small_llava: str, tmp_path: Path) -> None:
+    policy = moved(VisionLanguagePolicy.load(small_llava, lora_rank=4))
+    policy.save(tmp_path / "run")
+    half = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "run", adapter_scale=0.5)
+    merged = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "run", adapter_scale=0.5, lora_rank=2)
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"lora_alpha": policy.model.peft_config["default"].lora_alpha / 2})
+    )
+    expected = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "run")
+    batch = policy.encode(ROWS)
+    torch.testing.assert_close(half.log_probs(batch), expected.log_probs(batch))
+    torch.testing.assert_close(merged.log_probs(batch).detach(), expected.log_probs(batch), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(half.log_probs(batch), policy.log_probs(batch))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapter_scale": 0.0}, "adapter.scale got 0.0, allowed is above 0; leave --adapter out for none of it"),
+        (
+            {"adapter_scale": 0.5, "adapter": None},
+            "--adapter-scale got 0.5, but there is no --adapter: give one, or leave it out",
+        ),
+    ],
+)
+def test_a_scale_of_no_adapter_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "model": "m",
+        "prompts": tmp_path / "p",
+        "out": tmp_path / "o",
+        "adapter": tmp_path,
+    } | change
+    with pytest.raises(UserError, match=message):
+        generate(GenerateConfig(**given))
 
 
 def test_all_weights_load_with_plain_transformers(model: str, tmp_path: Path) -> None:
