@@ -222,7 +222,7 @@ def learn(config: RoundsConfig, number: int) -> None:
     ))  # fmt: skip
     if config.lora_rank:
         network, processor = load_model(before, "float32", torch.device("cpu"))
-        save_model(load_adapter(network, out, merge=True), processor, out / "model")
+        save_model(load_adapter(network, out, merge=True, scale=config.adapter_scale), processor, out / "model")
 
 
 def measure(config: RoundsConfig, number: int) -> None:

@@ -64,6 +64,8 @@ class RoundsConfig:
     """How much imitating the corrected answers counts beside the comparison; without, the model soon says less and less."""
     lora_rank: int = 16
     """Rank of a round's LoRA, which is merged into the model that it began with; 0 trains all weights."""
+    adapter_scale: float = 0.6
+    """How much of that LoRA is merged: less than 1 keeps more of what the model named before, for nearly the same gain."""
     train_batch_size: int = 32
     """Corrected answers an update."""
     micro_batch_size: int | None = None
@@ -83,7 +85,7 @@ def validate_rounds(config: RoundsConfig) -> None:
              "sft_weight": 0, "train_batch_size": 1}  # fmt: skip
     for name, low in least.items():
         check(config, name, lambda value, low=low: value >= low, f"{low} or more")
-    for name in ("learning_rate", "beta", "gamma"):
+    for name in ("learning_rate", "beta", "gamma", "adapter_scale"):
         check(config, name, lambda value: value > 0, "above 0")
     if config.micro_batch_size is not None:
         check(config, "micro_batch_size", lambda value: value >= 1, "1 or more, or leave it out")

@@ -60,6 +60,17 @@ def test_a_round_begins_with(
     assert (seen[0].model, seen[0].data) == (model if model == "tiny-llava" else str(tmp_path / model), tmp_path / data)
 
 
+def test_a_round_keeps_some_of_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(module.dense_dpo, "train", lambda config: None)
+    monkeypatch.setattr(
+        module, "load_adapter", lambda network, folder, *, merge, scale: seen.append((folder, merge, scale))
+    )
+    monkeypatch.setattr(module, "save_model", lambda network, processor, folder: None)
+    module.learn(small(tmp_path, adapter_scale=0.3), 1)
+    assert seen == [(tmp_path / "round-1" / "dense-dpo", True, 0.3)]
+
+
 def test_a_line_a_round_from_the_model_before_any(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     out, metrics = whole
     assert rows_of(out / "metrics.jsonl") == metrics
