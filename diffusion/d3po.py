@@ -61,10 +61,10 @@ def train(
     if config.prompts is None or config.reward is None:
         raise UserError("d3po got no --prompts or no --reward: give both")
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
     run = begin("d3po", config, prompts, policy=policy, on_epoch=on_epoch)
-    reward = load_reward(config.reward, config.device) if reward is None else reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.pairs_per_epoch, 1, generator)

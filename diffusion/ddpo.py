@@ -51,6 +51,8 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder)
     statistics = PromptStatistics(config.prompt_buffer_size, config.prompt_min_count)
     value = ValueBaseline(
         seed=config.seed, learning_rate=config.value_learning_rate, clip=config.value_clip or math.inf,
@@ -59,8 +61,6 @@ def train(
     parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
     run = begin("ddpo", config, prompts, parts=parts, may_shard=True, on_epoch=on_epoch)
     check_has_noise(run.policy, config.num_steps)
-    reward = load_reward(config.reward, config.device) if reward is None else reward
-    diversity = DiversityWatch(config.embedder, run.policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)

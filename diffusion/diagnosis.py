@@ -23,7 +23,10 @@ def diagnose(metrics: Sequence[dict[str, Any]], clip_range: float) -> dict[str, 
     (`group_std_mean`, `zero_spread_groups`, `rated_per_prompt`, `advantage_clipped`, `update_size`, `diversity`) is looked at
     where it is.
     """
-    return diagnose_samples(metrics) | too_few_samples(metrics) | step_that_does_not_fit(metrics, clip_range)
+    found = diagnose_samples(metrics) | too_few_samples(metrics)
+    if "flat reward" in found:  # no learning rate makes anything of it
+        return found
+    return found | step_that_does_not_fit(metrics, clip_range)
 
 
 def diagnose_samples(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from mmrlhf import distributed
+from mmrlhf.errors import UserError
 from mmrlhf.images import load_image
 from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.rewards.encoders.dual_encoder import DualEncoder
@@ -42,21 +43,23 @@ def embed_files(backbone: DualEncoder, paths: Sequence[Path], batch_size: int = 
 
 
 class DiversityWatch:
-    """The diversity of an epoch's samples, by the embeddings of one model, which is loaded when it is first needed."""
+    """The diversity of an epoch's samples, by the embeddings of one model. To be made before a run writes its folder."""
 
-    def __init__(self, embedder: str, device: torch.device) -> None:
-        """`embedder` as `load_backbone` takes it; "" watches nothing."""
-        self.embedder, self.device = embedder, device
+    def __init__(self, embedder: str) -> None:
+        """`embedder` as `load_backbone` takes it; "" watches nothing. UserError, naming the option, where it cannot be loaded."""
         self.backbone: DualEncoder | None = None
+        try:  # now, for after the first epoch its samples would be lost
+            self.backbone = load_backbone(embedder) if embedder else None
+        except UserError as error:
+            raise UserError(f"--embedder got '{embedder}': {error}") from error
 
     @torch.no_grad()
     def figures(self, rollout: Rollout, batch_size: int = 64) -> dict[str, float]:
         """`diversity`, the mean over prompts with two samples or more, also of other processes; {} where there is none."""
-        if not self.embedder:
-            return {}
         if self.backbone is None:
-            self.backbone = load_backbone(self.embedder).to(self.device)
-        parts = [self.backbone.embed_images(part).cpu() for part in rollout.images.split(batch_size)]
+            return {}
+        backbone = self.backbone.to(rollout.images.device)
+        parts = [backbone.embed_images(part).cpu() for part in rollout.images.split(batch_size)]
         everywhere = distributed.gather_objects(
             (torch.cat(parts).numpy(), rollout.prompts) if len(rollout.images) else None
         )

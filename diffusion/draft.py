@@ -61,7 +61,9 @@ def train(
         with kl_sampling(run.policy, config):
             hold_to_budget(run, measured, before)
         line = {"epoch": epoch, "samples": len(chosen), "seconds": run.seconds(), **reward_figures(rewards), "kl": kl}
-        run.record(line | figures, {}, ("reward_mean", "kl", "loss"))
+        run.record(
+            line | figures, {} if figures["updates"] else all_reached(config, rewards), ("reward_mean", "kl", "loss")
+        )
     return run.close()
 
 
@@ -128,6 +130,17 @@ def improve(
         raise run.not_a_number(f"the reward ({missing} of {len(rewards)} are NaN)", epoch, advice)
     norm = sum(norms) / len(norms) if norms else 0.0
     return rewards, seen.means() | {"grad_norm": norm, "updates": len(norms)}
+
+
+def all_reached(config: DRaFTConfig, rewards: Float[Tensor, " b"]) -> dict[str, str]:
+    """The problem of an epoch of ReFL in which no sample taught anything: rewards of a scale that the target is not of."""
+    lowest, median = (float(rewards.nanquantile(share)) for share in (0.0, 0.5))
+    return {
+        "target reached": (
+            f"every sample's reward was at or above --refl-target {config.refl_target:g} (lowest {lowest:.3g}, median "
+            f"{median:.3g}), so nothing was trained: raise --refl-target above the rewards"
+        )
+    }
 
 
 def loss_of(rewards: Float[Tensor, " b"], config: DRaFTConfig) -> tuple[Float[Tensor, ""], dict[str, float]]:

@@ -60,13 +60,13 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder)
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
     run = begin("grpo", config, prompts, policy=policy, may_shard=True, on_epoch=on_epoch)
-    reward = load_reward(config.reward, config.device) if reward is None else reward
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
-    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         policy.sampler = few
         generator = seeded(config.seed, epoch)

@@ -204,7 +204,8 @@ def save_pipeline(pipeline: Any, network_name: str, folder: Path) -> Path:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     setattr(pipeline, network_name, plain)
     try:
-        pipeline.save_pretrained(temporary)
+        with quiet_loading(diffusers.utils.logging):  # transformers has a progress bar for writing, too
+            pipeline.save_pretrained(temporary)
     finally:
         setattr(pipeline, network_name, network)
     shutil.rmtree(folder, ignore_errors=True)

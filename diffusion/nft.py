@@ -119,11 +119,11 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder)
     policy = load_policy(config)
     old = OldPolicy(policy)
     run = begin("nft", config, prompts, parts={"old": old}, policy=policy, on_epoch=on_epoch)
-    reward = load_reward(config.reward, config.device) if reward is None else reward
-    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)

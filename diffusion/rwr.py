@@ -72,10 +72,10 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
+    diversity = DiversityWatch(config.embedder)
     run = begin("rwr", config, prompts, may_shard=True, on_epoch=on_epoch)
     policy = run.policy
-    reward = load_reward(config.reward, config.device) if reward is None else reward
-    diversity = DiversityWatch(config.embedder, policy.device)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)
         chosen = draw_prompts(prompts, config.samples_per_epoch, config.samples_per_prompt, generator)

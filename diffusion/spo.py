@@ -65,11 +65,11 @@ def train(
     """
     validate(config)
     prompts = read_prompts(config.prompts)
+    reward = load_reward(config.reward, config.device) if reward is None else reward
     policy = load_policy(config)
     check_has_noise(policy, config.num_steps)
     window = window_steps(config.window, len(policy.sampler.timesteps), policy.sampler.gaussian_steps())
     run = begin("spo", config, prompts, policy=policy, on_epoch=on_epoch)
-    reward = load_reward(config.reward, config.device) if reward is None else reward
     judge = after_step(reward) if step_reward is None else step_reward
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)

@@ -113,9 +113,10 @@ def hold_to_budget(run: Run, rollout: Rollout, before: list[Any]) -> None:
 
 
 def load_reward(name: str, device: str) -> Callable[..., Tensor]:
-    """The reward that `--reward` names, on the run's device where it can move."""
+    """The reward that `--reward` names, on the run's device where it can move. To be called before a run writes its folder."""
     from mmrlhf.rewards import load_reward as load
 
+    distributed.join()  # which says on which GPU
     reward = load(name)
     return reward.to(pick_device(device)) if hasattr(reward, "to") else reward
 

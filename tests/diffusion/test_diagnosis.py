@@ -67,6 +67,12 @@ def test_a_flat_reward_is_not_also_told_by_group() -> None:
     assert list(diagnose([flat] * 3, 1e-4)) == ["flat reward"]
 
 
+def test_a_flat_reward_is_no_matter_of_the_learning_rate() -> None:
+    flat = group_line(reward_std=0.0, clip_fraction=0.0, update_size=0.0)
+    assert list(diagnose([flat] * 3, 1e-4)) == ["flat reward"]
+    assert list(diagnose([flat, flat, flat | {"reward_std": 0.1}], 1e-4)) == ["no step", "small updates"]
+
+
 def test_too_few_samples_a_prompt_show_at_once() -> None:
     found = diagnose([group_line(rated_per_prompt=2.0)], 1e-4)
     assert list(found) == ["few samples"] and found["few samples"].endswith("raise --samples-per-prompt to 8 or more")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion.diversity import DiversityWatch, embed_files, pairwise_distances
+from mmrlhf.errors import UserError
 from mmrlhf.images import load_image, save_image
 from mmrlhf.rewards.encoders.clip import load_backbone
 from mmrlhf.types import Rollout
@@ -51,10 +52,16 @@ def test_samples_are_watched_within_their_prompts(tmp_path: Path) -> None:
     empty = torch.zeros(5, 0)
     rollout = Rollout(prompts, torch.zeros(5, 0, 4, 8, 8), torch.zeros(5, 0, 4, 8, 8), empty.long(), empty, images,
                       torch.zeros(5, 4, 8, 8))  # fmt: skip
-    watch = DiversityWatch(str(small_clip(tmp_path / "clip")), torch.device("cpu"))
+    watch = DiversityWatch(str(small_clip(tmp_path / "clip")))
     found = watch.figures(rollout, batch_size=2)["diversity"]
     assert watch.backbone is not None
     rows = watch.backbone.embed_images(images).detach().numpy()
     assert found == pytest.approx((0 + 1 - rows[2] @ rows[4]) / 2, abs=1e-5)
     assert watch.figures(rollout._replace(prompts=("1", "2", "3", "4", "5"))) == {}
-    assert DiversityWatch("", torch.device("cpu")).figures(rollout) == {}
+    assert DiversityWatch("").figures(rollout) == {}
+
+
+@pytest.mark.parametrize("name", ["tiny-clp", "tiny-sd"])
+def test_an_embedder_that_is_none_is_told_at_once(name: str) -> None:
+    with pytest.raises(UserError, match=f"--embedder got '{name}': "):
+        DiversityWatch(name)

@@ -251,9 +251,16 @@ def test_a_constant_reward_stops_the_run(config: DRaFTConfig, constant: Any) -> 
     assert not (config.out / "checkpoint.pt").exists()
 
 
-def test_refl_is_at_rest_above_its_target(config: DRaFTConfig) -> None:
+def test_refl_is_at_rest_above_its_target_and_says_so(config: DRaFTConfig, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(replace(config, epochs=1, method="refl", refl_target=-1.0), reward=Brightness())
     assert result.metrics[0]["reached"] == 1 and result.metrics[0]["updates"] == 0 == result.metrics[0]["loss"]
+    assert result.metrics[0]["problems"] == ["target reached"]
+    told = capsys.readouterr().err
+    assert (
+        "not learning (target reached) in epoch 0: every sample's reward was at or above --refl-target -1 (lowest"
+        in told
+    )
+    assert "raise --refl-target" in told
 
 
 def test_abstentions_are_left_out_of_loss_and_gradient(config: DRaFTConfig) -> None:

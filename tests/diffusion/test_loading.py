@@ -49,11 +49,13 @@ def test_saved_lora_loads_in_a_policy_and_can_be_switched_off(model: Path, tmp_p
         torch.testing.assert_close(unet_output(again.network), unet_output(policy.network))
 
 
-def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path) -> None:
+def test_all_weights_are_saved_as_a_pipeline(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = load(model, lora_rank=0)
     disturb(policy)
+    capsys.readouterr()
     for _ in range(2):  # the second replaces the first
         folder = policy.save(tmp_path)
+    assert "".join(capsys.readouterr()) == ""  # no progress bars beside the run's own
     assert folder == tmp_path / "model" and [path.name for path in tmp_path.iterdir()] == ["model"]
     torch.testing.assert_close(
         unet_output(load_pipeline(str(folder), CPU, torch.float32).unet), unet_output(policy.network)

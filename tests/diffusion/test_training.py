@@ -9,9 +9,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffusion import ddpo, dpo, draft, grpo, nft, rwr, spo
+from diffusion.ddpo_config import DDPOConfig
+from diffusion.dpo import DPOConfig
+from diffusion.draft_config import DRaFTConfig
+from diffusion.grpo_config import GRPOConfig
 from diffusion.loading import LORA_FILE
+from diffusion.nft import NFTConfig
 from diffusion.policy import DiffusionPolicy
 from diffusion.rwr import RWRConfig, train
+from diffusion.spo_config import SPOConfig
+from diffusion.training import load_reward
+from mmrlhf import distributed
 from mmrlhf.errors import UserError
 
 
@@ -102,3 +111,41 @@ def test_a_compiled_network_trains_and_is_written_as_ever(config: RWRConfig, tmp
     assert (compiled.out / LORA_FILE).exists()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, atol=1e-3, rtol=0)
+
+
+def rewarded(config: RWRConfig) -> list[tuple[Any, Any]]:
+    """Each method that takes a reward, with a config of it whose reward is misspelt."""
+    shared: dict[str, Any] = {"out": config.out, "prompts": config.prompts, "reward": "brightnes", "device": "cpu"}
+    kinds = (DDPOConfig, GRPOConfig, NFTConfig, RWRConfig, SPOConfig, DRaFTConfig)
+    methods = (ddpo, grpo, nft, rwr, spo, draft)
+    made = [(method, kind(config.model, **shared)) for method, kind in zip(methods, kinds, strict=True)]
+    return [*made, (dpo, DPOConfig(config.model, method="d3po", **shared))]
+
+
+def test_a_misspelt_reward_leaves_no_folder(config: RWRConfig) -> None:
+    """So that the command, mended, runs with the same --out."""
+    for method, wrong in rewarded(config):
+        with pytest.raises(UserError, match="reward 'brightnes' is neither a name nor a folder: allowed are"):
+            method.train(wrong)
+        assert not wrong.out.exists(), method.__name__
+
+
+def test_a_misspelt_embedder_leaves_no_folder(config: RWRConfig) -> None:
+    """And costs no epoch: it is loaded before the first."""
+    for method, wrong in rewarded(config)[:4]:
+        with pytest.raises(UserError, match="--embedder got 'tiny-clp'"):
+            method.train(replace(wrong, embedder="tiny-clp", reward="brightness"))
+        assert not wrong.out.exists(), method.__name__
+
+
+def test_a_process_knows_its_gpu_before_the_reward_moves_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(distributed, "join", lambda: order.append("join"))
+
+    def pick(name: str) -> torch.device:
+        order.append("device")
+        return torch.device("cpu")
+
+    monkeypatch.setattr("diffusion.training.pick_device", pick)
+    load_reward("tiny-clip", "auto")
+    assert order == ["join", "device"]
