@@ -33,7 +33,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], program: str) -> 
     if "-h" in arguments or "--help" in arguments:
         description = "\n\n".join(filter(None, [config_type.__doc__, CONFIG_HELP]))
         tyro.cli(config_type, args=["--help"], prog=program, description=description)
-    fields = typing.get_type_hints(config_type, include_extras=True)
+    fields = field_types(config_type)
     options = read_options(arguments, fields, program)
     values: dict[str, Any] = {}
     if "config" in options:
@@ -110,7 +110,7 @@ def read_yaml(path: Path, config_type: type[Any]) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not keys and values: write one 'key: value' a line")
-    fields = typing.get_type_hints(config_type, include_extras=True)
+    fields = field_types(config_type)
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
@@ -172,6 +172,12 @@ def describe(field_type: Any) -> str:
         return f"several of: {describe(inner[0])}" if repeated else " then ".join(describe(entry) for entry in inner)
     words = {int: "a whole number", float: "a number", str: "a text", Path: "a path", types.NoneType: "None"}
     return words.get(field_type, getattr(field_type, "__name__", str(field_type)))
+
+
+def field_types(config_type: type[Any]) -> dict[str, Any]:
+    """The type of each field, in order."""
+    types_of = typing.get_type_hints(config_type, include_extras=True)
+    return {field.name: types_of[field.name] for field in dataclasses.fields(config_type)}
 
 
 def required_fields(config_type: type[Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Configs: defaults, then YAML, then the command line; each mistake says what was got, what is allowed, how to mend it."""
 
 import importlib
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import KW_ONLY, FrozenInstanceError, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +88,19 @@ def test_yaml_gives_values_and_the_command_line_wins(tmp_path: Path) -> None:
 
 def test_an_empty_yaml_file_gives_nothing(tmp_path: Path) -> None:
     assert run("--config", write(tmp_path, "# nothing yet\n")) == run()
+
+
+def test_what_is_allowed_are_the_fields_alone(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Keywords:
+        first: int
+        _: KW_ONLY
+        second: int = 2
+
+    with pytest.raises(UserError, match=r"unknown option --third: allowed are --first, --second, --config$"):
+        parse(Keywords, ["--third", "3"], "program")
+    with pytest.raises(UserError, match=r"unknown key _: allowed are first, second$"):
+        parse(Keywords, ["--config", str(write(tmp_path, "_: 1\n"))], "program")
 
 
 @pytest.mark.parametrize(
