@@ -196,6 +196,8 @@ class TrainingRun(Generic[Config, Policy]):
         for part, state in zip(self.changing(), before, strict=True):
             part.load_state_dict(state)
         self.stopped = f"the next KL to the start would be {kl:.3g} nats, over the budget of {self.config.kl_budget:g}"
+        if not self.metrics:
+            self.stopped += ", in the first epoch already: lower --learning-rate"
 
     def learn(
         self,
@@ -332,7 +334,8 @@ class TrainingRun(Generic[Config, Policy]):
                 where = self.policy.save(self.config.out)
         if distributed.is_main_process():
             why = f"stopped: {self.stopped}; " if self.stopped else ""
-            print(f"{why}{len(self.metrics)} epochs; the weights to load are in {where}")
+            epochs = f"{len(self.metrics)} epoch{'s' * (len(self.metrics) != 1)}"
+            print(f"{why}{epochs}; the weights to load are in {where}")
         close_trackers(self.trackers)
         distributed.wait()
         return RunResult(self.config.out, self.metrics, self.stopped)

@@ -137,6 +137,17 @@ def test_over_the_budget_an_epoch_is_taken_back_and_the_run_stops(tmp_path: Path
     assert len(on) == 4 and not any("stopped" in line for line in on)
 
 
+def test_a_budget_that_the_first_epoch_exceeds_asks_for_a_lower_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, weight = train(Config(tmp_path / "run", kl_budget=0.01))
+    assert weight == 0
+    assert result.stopped == (
+        "the next KL to the start would be 0.1 nats, over the budget of 0.01, in the first epoch already: lower --learning-rate"
+    )
+    assert f"{result.stopped}; 1 epoch; the weights to load are in" in capsys.readouterr().out
+
+
 def test_what_to_change_is_kept_beside_the_metrics(tmp_path: Path) -> None:
     """The newest words of a problem, after a resume, too; nothing where there is none."""
     config = Config(tmp_path / "run")
