@@ -229,6 +229,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         own = row["drawn"]
         axes.errorbar(
             own["coverage"], own["chair_i"], marker="o", capsize=3, label=row["method"],
+            color="black" if row["method"] == "tiny-llava" else None,
             yerr=np.abs(np.array(own["chair_i_ci95"])[:, None] - own["chair_i"]),
             xerr=np.abs(np.array(own["coverage_ci95"])[:, None] - own["coverage"]),
         )  # fmt: skip
