@@ -111,15 +111,16 @@ def test_the_answers_of_highest_worth_are_marked_and_all_marks_teach_the_reward(
     assert len({item.item for item in every}) == len({item.image for item in every}) == 40
 
 
-def test_each_round_goes_on_from_the_one_before(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_each_round_answers_with_some_of_what_the_one_before_learned(whole: tuple[Path, list[dict[str, Any]]]) -> None:
     out, _ = whole
     settings = json.loads((out / "round-2" / "dense-dpo" / "config.json").read_text())
-    assert settings["model"] == str(out.resolve() / "round-1" / "dense-dpo" / "model")
-    assert settings["data"] == str(out.resolve() / "round-2" / "marked.jsonl")
+    assert settings["model"] == "tiny-llava"
+    assert settings["data"] == str(out.resolve() / "round-2" / "marks-so-far.jsonl")
     rows = [Row(DESCRIBE, None, out / "held-out" / f"scene-0000{i}.png") for i in range(2)]
     answers = [row["response"] for row in rows_of(out / "round-1" / "held-out.jsonl")]
-    merged = VisionLanguagePolicy.load(settings["model"], device="cpu")
-    beside = VisionLanguagePolicy.load("tiny-llava", adapter=out / "round-1" / "dense-dpo", device="cpu")
+    folder = out / "round-1" / "dense-dpo"
+    merged = VisionLanguagePolicy.load(str(folder / "model"), device="cpu")
+    beside = VisionLanguagePolicy.load("tiny-llava", adapter=folder, adapter_scale=0.6, device="cpu")
     told = [Row(row.prompt, answer, row.image) for row, answer in zip(rows, answers, strict=False)]
     start = VisionLanguagePolicy.load("tiny-llava", device="cpu")
     scored = [policy.log_probs(policy.encode(told)).detach() for policy in (merged, beside, start)]
