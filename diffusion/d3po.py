@@ -5,6 +5,7 @@ preferred to the same step of the other.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,6 +127,7 @@ def improve(
     pairs, count = len(winners), rollout.log_probs.shape[1]
     place = torch.full((2 * config.pairs_per_epoch,), -1)
     place[drawn] = torch.arange(len(drawn))
+    first = torch.zeros(1, dtype=torch.long)
     winners, losers = place[winners], place[losers]
     seen, norms = Figures(), []
     own = config.inner_epochs * int((winners >= 0).sum()) * count
@@ -135,15 +137,29 @@ def improve(
             steps = torch.rand(pairs, count, generator=generator).argsort(dim=1)
             for group in order.split(config.train_batch_size * config.gradient_accumulation):
                 ours = group[winners[group] >= 0]
-                rows, columns = ours.repeat(count), steps[ours].T.flatten()
+                # of each pair the first step, the second …; and one to spare
+                better, worse = (torch.cat([side[ours].repeat(count), first]) for side in (winners, losers))
+                columns = torch.cat([steps[ours].T.flatten(), first])
+                places, spare = torch.arange(len(ours) * count), torch.tensor([len(ours) * count])
 
-                def loss_of(part: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> Loss:
-                    both = torch.cat([winners[rows[part]], losers[rows[part]]])
-                    return step_loss(run.policy, single_steps(rollout, both, columns[part].repeat(2)), config.beta)
-
-                run.learn(torch.arange(len(rows)), loss_of, len(group) * count, seen, bar)
+                drawn_steps = partial(loss_of, run.policy, rollout, config.beta, better, worse, columns)
+                run.learn(places, drawn_steps, len(group) * count, seen, bar, spare)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
+
+
+def loss_of(
+    policy: DiffusionPolicy,
+    rollout: Rollout,
+    beta: float,
+    winners: Int[Tensor, " n"],
+    losers: Int[Tensor, " n"],
+    columns: Int[Tensor, " n"],
+    part: Int[Tensor, " k"],
+) -> Loss:
+    """That of a part of the pairs of steps: rows of the rollout, and a column for both."""
+    both = torch.cat([winners[part], losers[part]])
+    return step_loss(policy, single_steps(rollout, both, columns[part].repeat(2)), beta)
 
 
 def step_loss(policy: DiffusionPolicy, batch: Rollout, beta: float) -> Loss:

@@ -59,7 +59,7 @@ def train(
         epochs=config.value_epochs, decay=config.value_lambda,
     )  # fmt: skip
     parts: dict[str, Stateful] = {"statistics": statistics, "value": value}
-    run = begin("ddpo", config, prompts, parts=parts, may_shard=True, on_epoch=on_epoch)
+    run = begin("ddpo", config, prompts, parts=parts, on_epoch=on_epoch)
     check_has_noise(run.policy, config.num_steps)
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)  # a fresh one each epoch, so that resuming needs no generator state

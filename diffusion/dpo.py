@@ -113,7 +113,7 @@ def train(
     items = [Item(pair.prompt, image) for pair in pairs for image in (pair.image_0, pair.image_1)]
     told, policy, latents = prepare(config, prompts, items, [pair.label_0 for pair in pairs])
     data = encode_pairs(latents, trained)
-    run = begin("dpo", config, prompts, identity=told, policy=policy, may_shard=True, on_epoch=on_epoch)
+    run = begin("dpo", config, prompts, identity=told, policy=policy, on_epoch=on_epoch)
     validation = HeldOutPairs(policy, encode_pairs(latents, held), config) if held else None
     loss = partial(batch_loss, policy, data, config.beta)
     return train_on_judged(run, data.winners, data.prompts, loss, {"ties": ties}, validation)

@@ -108,13 +108,19 @@ def improve(
             teaching = False
             for batch in group.split(config.train_batch_size):
                 chosen = [prompts[row] for row in batch.tolist()]
-                rewards, last = drawn_rewards(run.policy, reward, chosen, config, generator)
+                kept, (drawn, last) = (
+                    len(own_part(len(batch))),
+                    drawn_rewards(run.policy, reward, chosen, config, generator),
+                )
+                rewards = drawn[:kept]
                 given.append(rewards.detach().cpu())
                 rated = int((~rewards.isnan()).sum())
                 if rewards.isinf().any():
                     raise run.not_a_number("the reward", epoch, advice)
                 bar.update(len(batch))
                 if not rated:
+                    if run.policy.split:  # the others need its part of the weights
+                        (0.0 * drawn.nan_to_num(0.0).sum()).backward()
                     continue
                 loss, figures = loss_of(rewards, config)
                 (loss * rated / len(group)).backward()
@@ -159,9 +165,9 @@ def drawn_rewards(
 ) -> tuple[Float[Tensor, " own"], int]:
     """Draw a sample for each prompt as the method does: rewards with gradients, and how many steps they pass.
 
-    Of several processes each draws its part of the batch.
+    Of several processes each draws its `own_share` of the batch.
     """
-    kept, share = len(own_part(len(prompts))), own_share(generator, len(prompts))
+    share = own_share(generator, len(prompts))
     own = prompts[share.rows.start : share.rows.stop]
     context, count, last = policy.context(own), len(policy.sampler.timesteps), 1
     noise = gaussian((len(own), *policy.latent_shape), share, policy.device)
@@ -178,7 +184,7 @@ def drawn_rewards(
             last = int(torch.randint(1, count + 1, (), generator=generator))
         samples = [truncated(policy, noise, context, last, share)]
     scores = [score(policy, reward, sample, own, config.gradient_checkpointing) for sample in samples]
-    return torch.stack(scores).mean(dim=0)[:kept], last
+    return torch.stack(scores).mean(dim=0), last
 
 
 def denoise(

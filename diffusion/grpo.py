@@ -65,7 +65,7 @@ def train(
     policy = load_policy(config)
     check_steps(policy, config)
     few, many = policy.sampler, evaluation_sampler(policy, config)
-    run = begin("grpo", config, prompts, policy=policy, may_shard=True, on_epoch=on_epoch)
+    run = begin("grpo", config, prompts, policy=policy, on_epoch=on_epoch)
     policy.sampler = many  # for the run's pictures, which are drawn between epochs
     for epoch in run.epochs():
         policy.sampler = few

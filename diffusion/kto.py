@@ -27,7 +27,7 @@ from diffusion.preference_data import (
 )
 from diffusion.preference_losses import diffusion_kto_loss, implicit_rewards
 from diffusion.preference_training import prepare, train_on_judged
-from diffusion.sft import Batch, BatchLoss, Latents
+from diffusion.sft import Batch, BatchLoss, Latents, Places, parts_of
 from diffusion.training import begin
 from mmrlhf import distributed
 from mmrlhf.config import check
@@ -94,16 +94,20 @@ def batch_loss(
 
 @torch.no_grad()
 def loss_in_batch(
-    policy: DiffusionPolicy, liked: Float[Tensor, " samples"], beta: float, parts: list[Batch]
+    policy: DiffusionPolicy, liked: Float[Tensor, " samples"], beta: float, batch: Batch, parts: Places
 ) -> BatchLoss:
     """The loss of the parts of a batch that does not go through the network at once: their rewards are looked at beforehand."""
     loss = partial(batch_loss, policy, liked, beta)
     if distributed.size() == 1 and len(parts) == 1:
         return loss
-    inputs = [part[1:] for part in parts]
+    inputs = [each[1:] for each in parts_of(batch, parts)]
+    own_passes = len(inputs)
+    if policy.split:  # all make equally many passes
+        spare = parts_of(batch, [torch.zeros(1, dtype=torch.long)])[0][1:]
+        inputs += [spare] * (int(distributed.extremes(own_passes, own_passes)[1]) - own_passes)
     rewards = [
         implicit_rewards(denoising_errors(policy, *each), reference_errors(policy, *each), beta) for each in inputs
-    ]
+    ][:own_passes]
     own = [sum(float(each.double().sum()) for each in rewards), sum(len(each) for each in rewards)]
     summed, count = distributed.total(torch.tensor(own, dtype=torch.float64)).tolist()
     return partial(loss, point=max(0.0, summed / count))

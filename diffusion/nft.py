@@ -27,6 +27,7 @@ from mmrlhf.config import check
 from mmrlhf.data import read_prompts
 from mmrlhf.runs import RunResult
 from mmrlhf.seeding import seeded
+from mmrlhf.sharding import exchange, like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,10 @@ class OldPolicy:
             self.swap()
 
     def swap(self) -> None:
-        """Exchange the policy's weights with these, without a copy."""
+        """Exchange the policy's weights with these."""
         for name, weight in self.policy.network.named_parameters():
             if name in self.weights:
-                weight.data, self.weights[name] = self.weights[name], weight.data
+                self.weights[name] = exchange(weight, self.weights[name])
 
     def follow(self, decay: float) -> None:
         """old ← decay · old + (1 − decay) · present."""
@@ -103,7 +104,7 @@ class OldPolicy:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         for name, weight in state.items():
-            self.weights[name].copy_(weight)
+            self.weights[name].copy_(like(weight, self.weights[name]))
 
 
 def train(

@@ -26,7 +26,7 @@ from diffusion.noise import Generators, gaussian
 from diffusion.sampling import column
 from mmrlhf.errors import UserError
 from mmrlhf.models import pick_device
-from mmrlhf.sharding import is_split, like, split
+from mmrlhf.sharding import exchange, is_split, like, split
 from mmrlhf.types import Images, Rollout
 
 CACHED_PROMPTS = 4096
@@ -279,12 +279,7 @@ class DiffusionPolicy:
         """Exchange the present weights with the remembered start (nothing where none is remembered)."""
         weights = list(self.network.parameters()) if self.start else []
         for place, weight in enumerate(weights):
-            if is_split(weight):  # the processes exchange parts of the memory that it has now
-                present = weight.detach().clone()
-                weight.detach().copy_(self.start[place])
-                self.start[place] = present
-            else:
-                weight.data, self.start[place] = self.start[place], weight.data
+            self.start[place] = exchange(weight, self.start[place])
 
     def state_dict(self) -> dict[str, Tensor]:
         """What training has changed, for a checkpoint."""

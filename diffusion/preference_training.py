@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion.draft import kl_sampling
 from diffusion.policy import DiffusionPolicy
 from diffusion.preference_data import PreferenceConfig, encode_once, identity
-from diffusion.sft import Batch, BatchLoss, Latents, fit, kl_paths
+from diffusion.sft import Batch, BatchLoss, Latents, Places, fit, kl_paths
 from diffusion.training import Run, hold_to_budget, load_policy, path_kl
 from diffusion.tuning_config import MAY_DIFFER
 from mmrlhf.data import Item
@@ -45,7 +45,7 @@ def train_on_judged(
     loss: BatchLoss,
     left_out: Mapping[str, int],
     validation: Validation | None,
-    whole: Callable[[list[Batch]], BatchLoss] | None = None,
+    whole: Callable[[Batch, Places], BatchLoss] | None = None,
 ) -> RunResult:
     """All epochs of a run on these latents; `left_out` goes into each line of metrics as it is, `whole` to `fit`."""
     asked = list(dict.fromkeys(prompts))

@@ -74,7 +74,7 @@ def train(
     prompts = read_prompts(config.prompts)
     reward = load_reward(config.reward, config.device) if reward is None else reward
     diversity = DiversityWatch(config.embedder)
-    run = begin("rwr", config, prompts, may_shard=True, on_epoch=on_epoch)
+    run = begin("rwr", config, prompts, on_epoch=on_epoch)
     policy = run.policy
     for epoch in run.epochs():
         generator = seeded(config.seed, epoch)

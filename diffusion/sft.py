@@ -1,7 +1,7 @@
 """Supervised fine-tuning on given samples: the denoising loss (Ho et al. 2020, eq. 14) of ε, v or a flow's velocity alike."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from mmrlhf.types import Rollout
 Latents = Float[Tensor, "b c h w"]
 Batch = tuple[Int[Tensor, " _"], Float[Tensor, "_ c h w"], Float[Tensor, "_ c h w"], Float[Tensor, " _"], Conditions]
 """(rows, their clean latents, noise, times, conditions)."""
+Places = Sequence[Int[Tensor, " k"]]
+"""Which of a batch's rows go through the network together, part after part."""
 BatchLoss = Callable[[Int[Tensor, " n"], Latents, Latents, Float[Tensor, " n"], Conditions], Loss]
 """The loss of the rows of a `Batch`, and its figures."""
 
@@ -62,7 +64,7 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     prompts = [item.prompt for item in items]
     run = begin(
         "sft", config, prompts, identity={"data_sha256": digest(items)}, policy=load_policy(config),
-        may_shard=True, on_epoch=on_epoch,
+        on_epoch=on_epoch,
     )  # fmt: skip
     clean = encode_files(run.policy, [item.image for item in items], config.train_batch_size)
     for epoch in run.epochs():
@@ -141,12 +143,12 @@ def fit(
     generator: torch.Generator,
     epoch: int,
     passes: int = 1,
-    whole: Callable[[list[Batch]], BatchLoss] | None = None,
+    whole: Callable[[Batch, Places], BatchLoss] | None = None,
 ) -> dict[str, float]:
     """Train on the rows `kept` of an epoch's samples in random order, each with one noise and time a pass.
 
     Of several processes each learns from its part of every batch. Where the loss of a row depends on the others of its batch,
-    `whole` makes it, from this process's part as it will go through the network: so many rows at once, or none.
+    `whole` makes it, from this process's part of the batch and which of its rows will go through the network at once.
     """
     config, policy = run.config, run.policy
     seen, norms, spare = Figures(), [], torch.zeros(1, dtype=torch.long)
@@ -158,7 +160,7 @@ def fit(
                 for rows in group.split(config.train_batch_size):
                     batch = own_batch(policy, clean, prompts, rows, generator)
                     places = torch.arange(len(own_part(len(rows))))
-                    loss = whole(parts_of(batch, places.split(run.at_once))) if whole else batch_loss
+                    loss = whole(batch, places.split(run.at_once)) if whole else batch_loss
                     run.learn(places, partial(loss_of_part, loss, batch), len(group), seen, bar, spare)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
@@ -181,7 +183,7 @@ def own_batch(
     return own, clean[own.to(clean.device)].to(policy.device), noise, times, conditions
 
 
-def parts_of(batch: Batch, parts: Iterable[Int[Tensor, " k"]]) -> list[Batch]:
+def parts_of(batch: Batch, parts: Places) -> list[Batch]:
     """The parts of a batch that are not empty."""
     rows, clean, noise, times, conditions = batch
     return [

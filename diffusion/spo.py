@@ -7,6 +7,7 @@ x̂_0, or a reward of steps that was learnt (see `diffusion.step_rewards`).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,6 +124,7 @@ def improve(
     seen, norms = Figures(), []
     place = torch.full((len(decided),), -1)
     place[drawn] = torch.arange(len(drawn))
+    first = torch.zeros(1, dtype=torch.long)
     own = config.inner_epochs * int(decided[drawn].sum())
     with tqdm(total=own, desc="train", leave=False, unit="pair", disable=not is_main_process()) as bar:
         for _ in range(config.inner_epochs):
@@ -133,16 +135,28 @@ def improve(
                 if len(where) == 0:
                     continue
                 rows, steps = place[paths[where[:, 0]]], where[:, 1]
-                rows, steps = rows[rows >= 0], steps[rows >= 0]
-
-                def loss_of(part: Tensor, rows: Tensor = rows, steps: Tensor = steps) -> Loss:
-                    both = pairs.winners[rows[part], steps[part]], pairs.losers[rows[part], steps[part]]
-                    drawn = single_steps(rollout, rows[part], steps[part] + window.start)
-                    return step_loss(run.policy, drawn, *both, config.beta)
-
-                run.learn(torch.arange(len(rows)), loss_of, len(where), seen, bar)
+                rows, steps = (torch.cat([each[rows >= 0], first]) for each in (rows, steps))  # and one to spare
+                compared = partial(loss_of, run.policy, rollout, pairs, window, config.beta, rows, steps)
+                places, spare = torch.arange(len(rows) - 1), torch.tensor([len(rows) - 1])
+                run.learn(places, compared, len(where), seen, bar, spare)
                 norms.append(run.update(epoch))
     return seen.of_epoch(norms)
+
+
+def loss_of(
+    policy: DiffusionPolicy,
+    rollout: Rollout,
+    pairs: StepPairs,
+    window: range,
+    beta: float,
+    rows: Int[Tensor, " n"],
+    steps: Int[Tensor, " n"],
+    part: Int[Tensor, " k"],
+) -> Loss:
+    """That of a part of the pairs: rows of the rollout, and steps counted from the window's start."""
+    row, step = rows[part], steps[part]
+    both = pairs.winners[row, step], pairs.losers[row, step]
+    return step_loss(policy, single_steps(rollout, row, step + window.start), *both, beta)
 
 
 def step_loss(

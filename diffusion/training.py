@@ -23,8 +23,6 @@ from mmrlhf.types import Rollout
 GRID_IMAGES = 16
 MEMORY_ADVICE = "add --gradient-checkpointing or --dtype bfloat16, or lower --size"
 GRADIENT_ADVICE = "lower --learning-rate or --guidance-scale"
-SHARD = ("ddpo", "dpo", "grpo", "rwr", "sft")
-"""The methods that can split the network's weights over processes."""
 Run = TrainingRun[TuningConfig, DiffusionPolicy]
 
 
@@ -36,18 +34,16 @@ def begin(
     parts: Mapping[str, Stateful] | None = None,
     identity: Mapping[str, Any] | None = None,
     policy: DiffusionPolicy | None = None,
-    may_shard: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Take up the last checkpoint, or start. `identity` tells runs apart beside the config; `on_epoch` gets each line.
 
-    UserError for a folder of another run (before a model is loaded here), or for --shard where the method does
-    not say that it can use it.
+    UserError for a folder of another run (before a model is loaded here), or for --shard with too small batches.
     """
     wanted = settings(config, prompts) | dict(identity or {})
     check_run(config, wanted, MAY_DIFFER)
     if asked_for(config.shard):
-        check_shard(name, config, may_shard)
+        check_shard(config)
     run: Run = TrainingRun(
         name,
         config,
@@ -65,10 +61,8 @@ def begin(
     return run
 
 
-def check_shard(name: str, config: TuningConfig, may_shard: bool) -> None:
-    """UserError where a method cannot split the weights, or a process would have no sample to keep in step with."""
-    if not may_shard:
-        raise UserError(f"{name} got --shard, allowed with it are {', '.join(SHARD)}: leave it out")
+def check_shard(config: TuningConfig) -> None:
+    """UserError where a process would have no sample to keep in step with."""
     drawn = getattr(config, "sample_batch_size", distributed.size())
     if drawn < distributed.size():
         raise UserError(

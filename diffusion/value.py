@@ -123,7 +123,7 @@ class ValueNetwork(nn.Module):
         together = count + len(new)
         apart = float(new.mean()) - mean
         squares += float((new - new.mean()).square().sum()) + apart**2 * count * len(new) / together
-        self.rewards.copy_(torch.tensor([together, mean + apart * len(new) / together, squares]))
+        self.rewards.copy_(torch.tensor([together, mean + apart * len(new) / together, squares], dtype=torch.float64))
         if count:
             now = self.scale()
             self.head.weight *= before[1] / now[1]

@@ -22,7 +22,8 @@ def ece(probabilities: Values, labels: Values, bins: int = 15) -> float:
     """Expected calibration error of P(first preferred), in [0, 1]: Σ (n_b / n) |mean label − mean prediction| over `bins`.
 
     Every pair counts in both orders, because which item is called first is arbitrary. Guo et al. 2017 bin max(p, 1 − p) over
-    [0, 1], which for pairs leaves half of the bins empty: the same figure, with bins twice as wide.
+    [0, 1], which for pairs leaves half of the bins empty. With an odd number of `bins`, pairs in the middle one (of 15: P from
+    7/15 to 8/15) add nothing, for there the two orders even out.
     """
     curve = reliability_curve(probabilities, labels, bins)
     total = sum(entry.size for entry in curve)

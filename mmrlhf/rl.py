@@ -131,8 +131,9 @@ def whiten(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None 
     kept = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     if not kept.any():
         return torch.zeros_like(values)
-    whitened = (values - values[kept].mean()) / (values[kept].std(correction=0) + 1e-8)
-    return torch.where(kept, whitened, torch.zeros_like(values))
+    exact = values.double()  # in float32 equal values differ from their mean by as much as the 1e-8
+    whitened = (exact - exact[kept].mean()) / (exact[kept].std(correction=0) + 1e-8)
+    return torch.where(kept, whitened, torch.zeros_like(exact)).to(values)
 
 
 def kl_k1(log_probs: Float[Tensor, "*shape"], reference: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -81,6 +81,16 @@ def like(value: Tensor, example: Any) -> Tensor:
     return value
 
 
+def exchange(weight: nn.Parameter, other: Tensor) -> Tensor:
+    """Put `other` into the place of a weight: the weight as it was. Without a copy, save where it is split."""
+    if is_split(weight):  # the processes exchange parts of the memory that it has now
+        present = weight.detach().clone()
+        weight.detach().copy_(other)
+    else:
+        present, weight.data = weight.data, other
+    return present
+
+
 def split_moments(optimizer: torch.optim.Optimizer) -> None:
     """After `load_state_dict` of whole ones: the moments of weights that are split, split like them."""
     for weight, state in optimizer.state.items():

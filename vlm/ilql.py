@@ -54,7 +54,10 @@ class ILQLConfig(TuningConfig):
     imitation_weight: float = 1.0
     """Of minus the mean log-probability of the answers' tokens."""
     target_rate: float = 0.005
-    """How far the slow copies of Q, which V learns from and decoding follows, move to it after an update."""
+    """How far the slow copies of Q, which V learns from and decoding follows, move to it after an update.
+
+    trlX moves them by 0.001 every 5 updates, for runs of many thousands; in some hundreds they would hardly leave their start.
+    """
     value_weight: float = 1.0
     """How strongly decoding follows the values (the paper's beta), unless it is told otherwise."""
     validation: float = 0.05
@@ -127,11 +130,14 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
     kept = [each for each, right in zip(answers, fits, strict=True) if right]
     if not kept:
         raise UserError(f"no answer of {config.data} fits into {policy.reader.max_length} tokens: shorten them")
+    given, size = (
+        as_tokens(policy, kept, config),
+        config.train_batch_size,
+    )  # before the run claims its folder, as in sft
     valued = ValuedPolicy(policy, ValueHeads.fresh(policy, seeded(config.seed, 1)), config.value_weight)
     run = TrainingRun("ilql", config, valued, settings(config, data), may_differ=MAY_DIFFER,
                       on_epoch=on_epoch, memory_advice=MEMORY_ADVICE)  # fmt: skip
     learnt, held = hold_out([each.unit for each in kept], config.validation, config.seed)
-    given, size = as_tokens(policy, kept, config), config.train_batch_size
     for epoch in run.epochs():
         seen, norms = Figures(), []
         order = torch.tensor(learnt)[torch.randperm(len(learnt), generator=seeded(config.seed, epoch))]

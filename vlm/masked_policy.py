@@ -17,7 +17,7 @@ from vlm.shared_prompts import cache_name
 
 
 class MaskedPolicy(VisionLanguagePolicy):
-    """A policy whose tokens outside the `top_p` nucleus of `masking` have no probability, but for the marks that end an answer.
+    """A policy whose tokens outside the `top_p` nucleus of `masking` have no probability, but for the tokenizer's special ones.
 
     `reference` is the start without a mask. Masking and policy may share weights.
     """
@@ -26,6 +26,7 @@ class MaskedPolicy(VisionLanguagePolicy):
         super().__init__(policy.model, policy.reader, gradient_checkpointing=policy.checkpointing)
         self.start = policy.start
         self.masking, self.top_p, self.masked = masking, top_p, True
+        self.always = sorted({*self.ends, *self.tokenizer.all_special_ids} - {*self.banned})
 
     def score(self, batch: Encoded, *, temperature: float = 1.0, entropy: bool = False) -> Scored:
         """As that of a policy. A token of an answer counts as allowed: it was drawn, so only rounding can have it outside."""
@@ -52,7 +53,7 @@ class MaskedPolicy(VisionLanguagePolicy):
         """What can be said, from the masking policy's states."""
         head = self.masking.network.get_output_embeddings()
         found = nucleus(self.masking.distributions(states, temperature, head), self.top_p)
-        found[:, list(self.ends)] = True
+        found[:, self.always] = True
         return found
 
     def generate(

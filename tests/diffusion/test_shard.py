@@ -18,7 +18,7 @@ from tests.diffusion.test_preference_data import bright_and_dark
 from tests.processes import finish, launch
 from tests.small_flow_models import small_pipeline
 
-SLOWER = ("resumed", "adapter", "transformer", "pairs", "weighted")
+SLOWER = "resumed adapter transformer pairs weighted liked chosen own-pairs step-pairs old gradients".split()
 
 
 def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]:
@@ -42,7 +42,17 @@ def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]
     trained = {key: value for key, value in common.items() if key not in ("prompts", "reward", "sample-batch-size")}
     judged = trained | {"model": model, "data": folder / "pairs.jsonl", "validation": 0.3, "epochs": 1, "beta": 500,
                         "num-steps": 2, "learning-rate": 1e-3, "micro-batch-size": 1}  # fmt: skip
+    chosen = {key: value for key, value in judged.items() if key not in ("validation", "beta")}
     weighted = common | {"model": model, "samples-per-epoch": 4, "num-steps": 2, "epochs": 1, "learning-rate": 1e-3}
+    own = {key: value for key, value in weighted.items() if key != "samples-per-epoch"} | {
+        "method": "d3po",
+        "beta": 10,
+        "pairs-per-epoch": 5,
+        "micro-batch-size": 3,
+    }
+    steps = weighted | {"samples-per-epoch": 5, "num-steps": 3, "micro-batch-size": 4}
+    old = everything | {"samples-per-epoch": 7, "samples-per-prompt": 2, "epochs": 2, "old-decay-growth": 0.4}
+    drawn = {key: value for key, value in steps.items() if key not in ("sample-batch-size", "micro-batch-size")}
     runs: dict[str, list[tuple[str, dict[str, Any], list[str]]]] = {
         "adapter": [("ddpo", adapter, [])],
         "everything": [("ddpo", everything | {"epochs": 1}, ["--gradient-checkpointing"])],
@@ -53,6 +63,12 @@ def commands(name: str, model: Path, folder: Path, out: Path) -> list[list[str]]
         "transformer": [("grpo", transformer, [])],
         "pairs": [("dpo", judged, [])],
         "weighted": [("rwr", weighted, [])],
+        "liked": [("kto", judged, [])],
+        "chosen": [("sft", chosen, [])],
+        "own-pairs": [("dpo", own, [])],
+        "step-pairs": [("spo", steps, [])],
+        "old": [("nft", old, [])],
+        "gradients": [("draft", drawn | {"method": "alignprop"}, [])],
     }
     return [
         ["diffusion", method, *flags, *(str(word) for key, value in {**options, "out": out}.items()
@@ -91,7 +107,7 @@ def test_two_processes_that_share_the_weights_train_as_one(
             key: value.shape for key, value in moments[1][place].items()
         }
     assert (other / "samples").exists() == (one / "samples").exists() == (name == "adapter")
-    if name in ("everything", "resumed"):
+    if name in ("everything", "resumed", "old"):
         trained = DiffusionPolicy.load(str(other / "model"), device="cpu")
         torch.testing.assert_close(dict(trained.network.named_parameters()), states[1]["policy"])
     else:

@@ -86,7 +86,7 @@ def test_nothing_is_said_outside_the_nucleus_of_the_masking_policy(policy: Maske
                 logits = each.network(**batch.inputs).logits[:, batch.starts[0] + count - 1] / T
                 logits[:, each.banned] = -1e9
                 kept.append(TopPLogitsWarper(P)(None, logits)[0])
-            assert kept[0][tokens[count]] > float("-inf") or tokens[count] in policy.ends
+            assert kept[0][tokens[count]] > float("-inf") or tokens[count] in policy.always
             outside_of_its_own += bool(kept[1][tokens[count]] == float("-inf"))
     assert outside_of_its_own  # it is not its own nucleus
 
