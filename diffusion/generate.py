@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import tell_of_cut_prompts
+from diffusion.trained_with import tell_of_other_drawing
 from mmrlhf.config import check_seed
 from mmrlhf.data import read_prompts, write_text
 from mmrlhf.errors import UserError
@@ -79,6 +80,7 @@ def generate(config: GenerateConfig) -> Path:
         dtype=config.dtype,
     )
     tell_of_cut_prompts(policy.family, prompts)
+    tell_of_other_drawing(config, config.model, config.lora)
     claim_folder(config.out, wanted)
     names = {
         (row, number): f"{row:05d}-{number:02d}.png"

@@ -159,7 +159,7 @@ class TrainingRun(Generic[Config, Policy]):
     def epochs(self) -> Iterator[int]:
         """The numbers of the epochs to make; what there is to show is shown before them."""
         config, done = self.config, len(self.metrics)
-        self.bar = tqdm(range(done, config.epochs), initial=done, total=config.epochs, desc=self.name, unit="epoch",
+        self.bar = tqdm(range(done, config.epochs), initial=done, total=max(done, config.epochs), desc=self.name, unit="epoch",
                         disable=not distributed.is_main_process())  # fmt: skip
         for epoch in self.bar:
             if self.stopped:

@@ -13,6 +13,7 @@ from diffusion.evaluation.config import MAY_DIFFER, EvalConfig, Key, spread
 from diffusion.evaluation.prompt_files import CategorisedPrompt
 from diffusion.generate import draw, write_png
 from diffusion.policy import DiffusionPolicy
+from diffusion.trained_with import tell_of_other_drawing
 from mmrlhf.errors import UserError
 from mmrlhf.models import TINY_NAMES
 from mmrlhf.runs import CONTENT, METRICS, check_folder, claim_folder, content_digest, settings
@@ -33,6 +34,7 @@ def draw_both(
     check_folder(config.out, wanted, resume=True, may_differ=MAY_DIFFER)
     base_shape = load(config, config.base, None, "cpu").latent_shape if config.base else None
     policy = load(config, config.model, config.lora, config.device)
+    tell_of_other_drawing(config, config.model, config.lora)
     paired = base_shape in (None, policy.latent_shape)
     claim_folder(config.out, wanted)
     draw_side(policy, "tuned", entries, keys, config)

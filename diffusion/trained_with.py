@@ -1,0 +1,49 @@
+"""How the pictures were drawn that a tuned model learnt from: drawn otherwise, it may not show what it learnt."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmrlhf.runs import CONFIG
+
+DRAWN_WITH = ("num_steps", "guidance_scale", "size")
+
+
+def tell_of_other_drawing(config: Any, model: str, lora: Path | None) -> None:
+    """One line on stderr where a run's weights are drawn from with other steps, guidance or size than the run drew with.
+
+    `config` has `DRAWN_WITH`. Silent about weights that have no run's config.json beside them.
+    """
+    other = {
+        name: value
+        for name, value in trained_with(lora or Path(model).parent).items()
+        if value != getattr(config, name)
+    }
+    if other:
+        now, then = (
+            " ".join(map(option, values))
+            for values in ([(name, getattr(config, name)) for name in other], other.items())
+        )
+        tqdm.write(
+            f"the run of {lora or model} drew its pictures with {then}, here they are drawn with {now}: give the former to see "
+            "what it saw",
+            file=sys.stderr,
+        )
+
+
+def option(given: tuple[str, Any]) -> str:
+    """A name and its value as on the command line."""
+    name, value = given
+    return f"no --{name}" if value is None else f"--{name.replace('_', '-')} {value:g}"
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of `DRAWN_WITH`; nothing where it is not such a folder."""
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: said[name] for name in DRAWN_WITH} if isinstance(said, dict) and said.keys() >= {*DRAWN_WITH} else {}
