@@ -90,7 +90,7 @@ def read_questions(
 
 def answer_text(row: dict[str, object], where: str) -> str:
     """The answer that a row's marks will be about."""
-    answer = row.get("answer")
+    answer = row.get("answer", row.get("response"))  # the latter is what mmrlhf vlm generate writes
     if not isinstance(answer, str) or not answer.strip() or "image" not in row:
         got = "a pair" if "image" not in row else "no answer" if answer is None else f"the answer {answer!r:.40}"
         raise UserError(

@@ -13,6 +13,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def change(metrics: dict[str, Any], name: str, unit: str) -> str:
+    low, high = metrics[f"vlm_{name}_change_ci95"]
+    return f"{metrics[f'vlm_{name}_change']:+.1f} {unit}".strip() + f" ({low:+.1f} … {high:+.1f})"
+
+
 ROWS = {
     "hidden taste, gain in standard deviations of the start": lambda m: f"{m['gold_gain_sd']:+.2f}",
     "its 95 % interval over held-out prompts": lambda m: "{:+.2f} … {:+.2f}".format(*m["gold_gain_ci95"]),
@@ -25,6 +30,15 @@ ROWS = {
     "its change": lambda m: f"{100 * (m['text_similarity_after'] / m['text_similarity_before'] - 1):+.1f} %",
     "KL to the start, nats a sample": lambda m: f"{m['kl']:.1f}",
     "ratings trained on": lambda m: str(m["labels_used"]),
+    "objects named that are not there (CHAIR_i)": lambda m: (
+        f"{m['vlm_chair_i_before']:.1f} → {m['vlm_chair_i_after']:.1f} %"
+    ),
+    "its change, and 95 % interval over scenes": lambda m: change(m, "chair_i", "%"),
+    "objects named of those that are there (coverage)": lambda m: (
+        f"{m['vlm_coverage_before']:.1f} → {m['vlm_coverage_after']:.1f} %"
+    ),
+    "its change, points, and interval": lambda m: change(m, "coverage", ""),
+    "answers marked": lambda m: str(m["vlm_marked_answers"]),
     "minutes": lambda m: f"{m['seconds_total'] / 60:.1f}",
     "peak memory": lambda m: f"{m['peak_rss_mib'] / 1024:.1f} GiB",
 }

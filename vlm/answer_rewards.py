@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
+
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 
@@ -35,6 +37,27 @@ class AnswerReward(Protocol):
     def __call__(self, rows: Sequence[Row]) -> list[Judgement]: ...
 
 
+def judged(reward: AnswerReward, rows: Sequence[Row]) -> list[Judgement]:
+    """What a reward says of some rows, checked. UserError where it fails, too: it may be anybody's function."""
+    from mmrlhf.rewards.rules.python_function import described
+
+    try:
+        judgements = reward(rows)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"the reward failed with {described(error)}: mend it") from error
+    listed = isinstance(judgements, list | tuple)
+    wrong = [each for each in judgements if not isinstance(each, Judgement)] if listed else [judgements]
+    if wrong:
+        raise UserError(
+            f"the reward gave a {type(wrong[0]).__name__}{' for an answer' if listed else ''}, allowed is a list of "
+            "vlm.answer_rewards.Judgement, one an answer: a number for the whole is Judgement((), number)"
+        )
+    check_judgements(judgements, rows)
+    return list(judgements)
+
+
 def check_judgements(judgements: Sequence[Judgement], rows: Sequence[Row]) -> None:
     """UserError where a reward did not give one judgement a row, or one outside the answer or with an infinite value."""
     if len(judgements) != len(rows):
@@ -57,10 +80,13 @@ def check_judgements(judgements: Sequence[Judgement], rows: Sequence[Row]) -> No
 
 
 def named_reward(name: str) -> AnswerReward:
-    """The reward that `module:function` or `file.py:function` names: (rows) -> judgements. UserError where there is none."""
-    from mmrlhf.rewards.rules.python_function import absolute, load_function
+    """The reward that `module:function` or `file.py:function` names: (rows) -> judgements. UserError where there is none.
+
+    "python:" before it, as other rewards have it, may be there.
+    """
+    from mmrlhf.rewards.rules.python_function import PREFIX, absolute, load_function
 
     try:
-        return load_function(absolute(name))
+        return load_function(absolute(name.removeprefix(PREFIX)))
     except UserError as error:
         raise UserError(f"--reward got '{name}': {error}") from error

@@ -1,7 +1,7 @@
 """`mmrlhf vlm generate`: a model's answers to a file of questions about images."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mmrlhf.config import check, check_seed
-from mmrlhf.data import image_of, relative
+from mmrlhf.data import SURROGATES, image_of, relative
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 from vlm.benchmarks.answers import read_records
 from vlm.policy import Answers, VisionLanguagePolicy
+from vlm.preference_data import check_pictures
 from vlm.value_heads import VALUES, ValueHeads, generate_with_values
 
 ASKED = ("prompt", "query", "question", "text")
@@ -29,7 +30,8 @@ class GenerateConfig:
     prompts: Path
     """JSON list, or an object a line: {"image", "prompt"} (or query, question, text, as benchmarks have it) and maybe "id"."""
     out: Path
-    """File for the answers, an object a line: the question's own columns, with "id" and "response"."""
+    """File for the answers, an object a line: the question's own columns, with "response" and, where there is none, "id": the
+    "question_id", or the question's number from 1."""
     adapter: Path | None = None
     """Folder of LoRA weights to answer with; values that mmrlhf vlm ilql left there, or with --model, are followed."""
     adapter_scale: float = 1.0
@@ -73,6 +75,8 @@ def generate(config: GenerateConfig) -> None:
     questions = [
         (located(columns, row, config.out), row) for columns, row in read_questions(config.prompts, config.images)
     ]
+    if config.out.is_dir():
+        raise UserError(f"--out {config.out} is a folder: give the name of a file to write")
     if config.out.exists() and not config.resume:
         raise UserError(f"--out {config.out} is there already: give another name, or remove it")
     part = config.out.with_name(f"{config.out.name}.part")
@@ -85,6 +89,7 @@ def generate(config: GenerateConfig) -> None:
         dtype=config.dtype,
     )
     answer = answering(policy, config)
+    check_questions(policy, [row for _, row in questions])
     wanted = [
         (columns if config.samples == 1 else columns | {"sample": sample}, row)
         for columns, row in questions
@@ -105,6 +110,17 @@ def generate(config: GenerateConfig) -> None:
             bar.update(len(batch))
     part.replace(config.out)
     print(f"{len(wanted)} answers are in {config.out}")
+
+
+def check_questions(policy: VisionLanguagePolicy, rows: Sequence[Row]) -> None:
+    """UserError for a picture that cannot be read, and a question that leaves no room for an answer."""
+    check_pictures(rows)
+    lengths, limit = policy.reader.lengths(rows), policy.reader.max_length
+    if long := sum(length >= limit for length in lengths):
+        raise UserError(
+            f"{long} of {len(rows)} questions leave no room for an answer in the {limit} tokens that the model reads (the "
+            f"longest has {max(lengths)}, its picture included): shorten them"
+        )
 
 
 def answering(policy: VisionLanguagePolicy, config: GenerateConfig) -> Callable[..., Answers]:
@@ -141,11 +157,15 @@ def kept_lines(part: Path, config: GenerateConfig) -> list[str]:
 def read_questions(path: Path, images: Path | None) -> list[tuple[dict[str, Any], Row]]:
     """(the columns to write with the answer, the question) of each row. UserError names the bad row."""
     rows = []
-    for number, (where, columns) in enumerate(read_records(path, "a JSON list of questions, or an object a line")):
+    for number, (where, columns) in enumerate(read_records(path, "a JSON list of questions, or an object a line"), 1):
         name = next((name for name in ASKED if isinstance(columns.get(name), str)), None)
         if name is None:
             raise UserError(f"{where} has no question: give a text as {', '.join(ASKED)}")
+        if SURROGATES.search(columns[name]):
+            raise UserError(
+                f"{where}: {name} got {columns[name]!r:.60}, half of a surrogate pair: write whole characters"
+            )
         image = image_of(columns, "image", images or path.parent, where) if columns.get("image") else None
         kept = {key: value for key, value in columns.items() if key not in ("answer", "response")}
-        rows.append(({"id": number} | kept, Row(columns[name], None, image)))
+        rows.append(({"id": columns.get("question_id", number)} | kept, Row(columns[name], None, image)))
     return rows

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrlhf.answers import answer_of
-from mmrlhf.data import image_of, parse_object, prompt_of, read_rows, read_text
+from mmrlhf.data import image_of, prompt_of, read_rows
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.segments import SegmentedItem, read_segments, tags_to_values, with_rest
 from vlm.answer_rewards import Judgement, SpanReward
+from vlm.preference_data import first_row, of_steps
 
 COLUMNS = ("prompt", "answer", "reward")
 
@@ -33,8 +34,7 @@ def read_judged(path: Path, *, unmarked_correct: bool = False) -> list[Judged]:
     A part that is marked is worth its score, or 1 where it is correct, -1 where it misleads, 0 where it is irrelevant; what
     nobody marked 0, or, with `unmarked_correct`, 1 a stretch. UserError for a bad row.
     """
-    first = next((line for line in read_text(path, "a file of judged answers").splitlines() if line.strip()), "")
-    if first and "segments" in parse_object(first, f"{path} row 1", COLUMNS):
+    if "segments" in first_row(path, COLUMNS):
         return [judged_of_item(with_rest(item) if unmarked_correct else item) for item in answers_of(path)]
     return list(read_rows(path, COLUMNS, ("image",), judged_of_row))
 
@@ -43,7 +43,7 @@ def answers_of(path: Path) -> list[SegmentedItem]:
     """The marked answers. UserError where one is of steps."""
     items = read_segments(path)
     if wrong := [item for item in items if item.answer is None]:
-        raise UserError(f"item {wrong[0].item!r:.60} is of steps, allowed are answers: give segments of answers")
+        raise of_steps(wrong[0])
     return items
 
 

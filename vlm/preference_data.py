@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
-from mmrlhf.answers import AnswerPair, holds_answers, read_answer_pairs
-from mmrlhf.data import image_of, parse_object, prompt_of, read_text
+from mmrlhf.answers import ANSWER_COLUMNS, AnswerPair, answer_of, holds_answers, read_answer_pairs
+from mmrlhf.data import example_row, image_of, parse_object, prompt_of, read_text
 from mmrlhf.errors import UserError
+from mmrlhf.images import readable
 from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.seeding import seeded
 from mmrlhf.segments import SegmentedItem, corrected, read_segments
@@ -34,6 +37,7 @@ def read_choices(path: Path) -> tuple[list[Choice], int]:
 
     UserError for a bad row, or where none is left.
     """
+    check_first_row(path)
     if holds_answers(path):
         pairs = read_answer_pairs(path)
         found = [choice_of_pair(pair) for pair in pairs if pair.label_0 != 0.5]
@@ -49,6 +53,23 @@ def read_choices(path: Path) -> tuple[list[Choice], int]:
     return found, total - len(found)
 
 
+def check_first_row(path: Path) -> None:
+    """UserError for a file whose first row is neither a comparison nor marked."""
+    row = first_row(path, ANSWER_COLUMNS)
+    if row and not {"answer_0", "segments"} & row.keys():
+        raise UserError(
+            f"{path} row 1 has the columns {', '.join(row)}, allowed are comparisons ({', '.join(ANSWER_COLUMNS)}, image) or "
+            "marked answers (prompt, image, answer, segments)"
+        )
+
+
+def first_row(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    """The first object of a JSONL file; nothing in an empty one. UserError where it is no object."""
+    lines = read_text(path, "a file of answers").split("\n")
+    number, first = next(((n, line) for n, line in enumerate(lines, start=1) if line.strip()), (0, ""))
+    return parse_object(first, f"{path} row {number}", wanted) if first else {}
+
+
 def choice_of_pair(pair: AnswerPair) -> Choice:
     """A comparison with the preferred answer first."""
     rows = (Row(pair.prompt, pair.answer_0, pair.image), Row(pair.prompt, pair.answer_1, pair.image))
@@ -58,11 +79,16 @@ def choice_of_pair(pair: AnswerPair) -> Choice:
 def choice_of_item(item: SegmentedItem) -> Choice | None:
     """The corrected answer and the one that was marked; None where nothing was corrected, or nothing would be left."""
     if item.answer is None:
-        raise UserError(f"item {item.item!r:.60} is of steps, allowed are answers: give segments of answers")
+        raise of_steps(item)
     better = corrected(item.answer, item.segments)
     if better in ("", item.answer.strip()):
         return None
     return Choice(Row(item.prompt, better, item.image), Row(item.prompt, item.answer, item.image))
+
+
+def of_steps(item: SegmentedItem) -> UserError:
+    """The error for segments that are no answer's."""
+    return UserError(f"item {item.item!r:.60} is of steps, allowed are answers: give segments of answers")
 
 
 def read_answers(path: Path) -> list[Row]:
@@ -70,13 +96,18 @@ def read_answers(path: Path) -> list[Row]:
 
     Of a SEGMENTS.jsonl the answers in which nothing was wrong too. UserError for a bad row.
     """
-    first = next((line for line in read_text(path, "a file of answers").splitlines() if line.strip()), "")
-    columns = parse_object(first, f"{path} row 1", ("prompt", "answer")).keys() if first else set()
+    columns = first_row(path, ("prompt", "answer")).keys()
     if "answer_0" in columns:
         return [choice.chosen for choice in read_choices(path)[0]]
     if "segments" in columns:
-        rows = [(item, corrected(item.answer or "", item.segments)) for item in read_segments(path)]
-        return [Row(item.prompt, answer, item.image) for item, answer in rows if answer]
+        items = read_segments(path)
+        if wrong := [item for item in items if item.answer is None]:
+            raise of_steps(wrong[0])
+        rows = [(item, corrected(item.answer or "", item.segments)) for item in items]
+        found = [Row(item.prompt, answer, item.image) for item, answer in rows if answer]
+        if not found:
+            raise UserError(f"{path} has no answer of which its corrections leave anything: give some that do")
+        return found
     return read_prompts(path, ("prompt", "answer"))
 
 
@@ -86,17 +117,18 @@ def read_prompts(path: Path, required: Sequence[str] = ("prompt",)) -> list[Row]
     Paths are relative to the file; other columns are not read. UserError for a bad row, or an empty file.
     """
     rows = []
-    for number, line in enumerate(read_text(path, f"a file with {', '.join(required)} a line").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, f"a file with {', '.join(required)} a line").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path} row {number}"
         row = parse_object(line, where, required)
-        if missing := [name for name in required if not isinstance(row.get(name), str) or not row[name].strip()]:
-            raise UserError(
-                f"{where}: {missing[0]} got {row.get(missing[0])!r:.60}, allowed is a text that is not empty"
-            )
+        if missing := [name for name in required if name not in row]:
+            raise UserError(f"{where} lacks {', '.join(missing)}: write {example_row((*required, 'image'))}")
+        if wrong := [name for name in required if not isinstance(row[name], str) or not row[name].strip()]:
+            raise UserError(f"{where}: {wrong[0]} got {row[wrong[0]]!r:.60}, allowed is a text that is not empty")
         image = image_of(row, "image", path.parent, where) if row.get("image") is not None else None
-        rows.append(Row(prompt_of(row, where), row["answer"] if "answer" in required else None, image))
+        answer = answer_of(row, "answer", where) if "answer" in required else None
+        rows.append(Row(prompt_of(row, where), answer, image))
     if not rows:
         raise UserError(f"{path} is empty: write an object with {', '.join(required)} a line")
     return rows
@@ -111,17 +143,51 @@ def hold_out(units: Sequence[str], share: float, seed: int) -> tuple[list[int], 
     return [i for i, unit in enumerate(units) if unit not in held], [i for i, unit in enumerate(units) if unit in held]
 
 
-def rows_that_fit(policy: VisionLanguagePolicy, rows: Sequence[Row], too_long: str) -> list[bool]:
-    """Which rows have no more tokens than the model reads. UserError where one has and `too_long` is "refuse"."""
+def rows_that_fit(
+    policy: VisionLanguagePolicy,
+    rows: Sequence[Row],
+    too_long: str,
+    advice: str = "leave them out with --too-long drop",
+) -> list[bool]:
+    """Which rows have no more tokens than the model reads.
+
+    UserError where one has and `too_long` is "refuse", for an answer with the mark of a picture in it, and for a picture that
+    cannot be read to its end.
+    """
+    check_no_marks(policy, rows)
+    check_pictures(rows)
     lengths = policy.reader.lengths(rows)
     limit = policy.reader.max_length
     long = sum(length >= limit for length in lengths)  # the mark that ends an answer needs a place
     if long and too_long == "refuse":
         raise UserError(
             f"{long} of {len(rows)} answers are longer than the {limit} tokens that are read (the longest has {max(lengths)}, "
-            "its prompt and picture included): shorten them, or leave them out with --too-long drop"
+            f"its prompt and picture included): shorten them, or {advice}"
         )
     return [length < limit for length in lengths]
+
+
+def check_pictures(rows: Sequence[Row]) -> None:
+    """UserError for a picture that cannot be read to its end, which else would stop a run hours later."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(check_picture, dict.fromkeys(row.image for row in rows if isinstance(row.image, Path))))
+
+
+def check_picture(path: Path) -> None:
+    """UserError where it is broken; a large JPEG is decoded to an eighth of its size, which reads all of its file."""
+    with readable(str(path)), Image.open(path) as file:
+        file.draft("RGB", (1, 1))
+        file.load()
+
+
+def check_no_marks(policy: VisionLanguagePolicy, rows: Sequence[Row]) -> None:
+    """UserError for an answer that holds what stands for a picture: no answer can."""
+    mark = str(getattr(policy.reader.processor, "image_token", None) or "")
+    for row in rows if mark else ():
+        if mark in (row.answer or ""):
+            raise UserError(
+                f"the answer {row.answer!r:.60} holds {mark}, which stands for a picture: remove it from the answer"
+            )
 
 
 def told(rows: Sequence[Row]) -> list[str]:

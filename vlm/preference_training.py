@@ -86,9 +86,9 @@ def train_on_choices(
     kept = [choice for i, choice in enumerate(choices) if fits[2 * i] and fits[2 * i + 1]]
     if not kept:
         raise UserError(f"no pair of {config.data} fits into {policy.reader.max_length} tokens: shorten the answers")
-    run = begin(name, config, data, policy=policy, on_epoch=on_epoch)
     learnt, held = hold_out([choice.unit for choice in kept], config.validation, config.seed)
-    pairs = [tokens_of(policy, choice, weighting) for choice in kept]
+    pairs = [tokens_of(policy, choice, weighting) for choice in kept]  # before the run claims its folder, as in sft
+    run = begin(name, config, data, policy=policy, on_epoch=on_epoch)
     start = reference_log_probs(policy, pairs, weighting, config)
     size = config.train_batch_size
     for epoch in run.epochs():

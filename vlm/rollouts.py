@@ -22,9 +22,10 @@ from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rl import SMALL_SPREAD, kl_k1
 from mmrlhf.seeding import seeded
 from mmrlhf.training import Loss, TrainingRun
-from vlm.answer_rewards import AnswerReward, Judgement, check_judgements
+from vlm.answer_rewards import AnswerReward, Judgement, judged
 from vlm.encoding import repeated
 from vlm.policy import VisionLanguagePolicy
+from vlm.preference_data import check_pictures
 from vlm.training import own_part, warm_up
 from vlm.tuning_config import TuningConfig, validate_tuning
 
@@ -43,7 +44,7 @@ class RolloutConfig(TuningConfig):
     prompts: Path
     """Questions, an object a line: {"prompt", "image"}; paths are relative to the file, other columns are not read."""
     reward: str
-    """Folder of a trained reward, or module:function that judges answers (see vlm.answer_rewards)."""
+    """Folder of a trained reward, or module:function or file.py:function that judges answers (see vlm.answer_rewards)."""
     epochs: int = 50
     """Rounds of answering and training."""
     sample_batch_size: int = 16
@@ -104,7 +105,9 @@ def validate_rollouts(
 
 
 def prompts_that_fit(policy: VisionLanguagePolicy, prompts: Sequence[Row], config: RolloutConfig) -> list[Row]:
-    """The prompts that leave room for an answer. UserError where one does not, unless such are left out, or where none does."""
+    """The prompts that leave room for an answer. UserError where one does not, unless such are left out, or where none does,
+    and for a picture that cannot be read."""
+    check_pictures(prompts)
     limit = policy.reader.max_length - config.max_new_tokens
     lengths = policy.reader.lengths(prompts)
     kept = [row for row, length in zip(prompts, lengths, strict=True) if length <= limit]
@@ -143,9 +146,7 @@ def answer(
                 temperature=config.temperature,
             )  # fmt: skip
             rows = [row._replace(answer=text) for row, text in zip(asked, said.texts, strict=True)]
-            judgements = list(reward(rows))
-            check_judgements(judgements, rows)
-            parts[first] = Rollout(rows, said.tokens, said.ended, judgements)
+            parts[first] = Rollout(rows, said.tokens, said.ended, judged(reward, rows))
             bar.update(len(asked) * distributed.size())
     everyone = {first: part for own in distributed.gather_objects(parts) for first, part in own.items()}
     columns = zip(*(everyone[first] for first in starts), strict=True)

@@ -44,7 +44,8 @@ class RTOConfig(PPOConfig):
     dpo_clip: float = 0.0
     """A token earns and loses at most this by that; 0 is no limit, the authors' code has 0.05."""
     reward: str = ""
-    """Folder of a trained reward, or module:function that judges answers, beside the DPO policy; left out is none."""
+    """Folder of a trained reward, module:function or file.py:function, that judges answers beside the DPO policy; left out is
+    none."""
     reward_weight: float = 1.0
     """What that reward is multiplied by."""
     reward_clip: float = 10.0

@@ -104,9 +104,12 @@ class HallucinationReward:
 
 
 def load_answer_reward(name: str, device: str = "auto") -> AnswerReward:
-    """The reward that `--reward` names: a folder that `vlm reward` wrote, or module:function."""
+    """The reward that `--reward` names: a folder that `vlm reward` wrote, module:function or file.py:function."""
     if (Path(name) / SETTINGS).is_file():
         return HallucinationReward.load(name, device=device)
     if ":" not in name:
-        raise UserError(f"--reward got '{name}', allowed are a folder that mmrlhf vlm reward wrote, or module:function")
+        raise UserError(
+            f"--reward got '{name}', allowed are a folder that mmrlhf vlm reward wrote, module:function and "
+            "file.py:function"
+        )
     return named_reward(name)

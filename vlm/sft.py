@@ -57,9 +57,9 @@ def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | Non
     kept = [row for row, right in zip(rows, fits, strict=True) if right]
     if not kept:
         raise UserError(f"no answer of {config.data} fits into {policy.reader.max_length} tokens: shorten them")
-    run = begin("sft", config, data, policy=policy, on_epoch=on_epoch)
     learnt, held = hold_out([f"{row.prompt}\n{row.image or ''}" for row in kept], config.validation, config.seed)
-    tokens = [policy.tokens(row).ids for row in kept]
+    tokens = [policy.tokens(row).ids for row in kept]  # before the run claims its folder: a bad answer leaves nothing
+    run = begin("sft", config, data, policy=policy, on_epoch=on_epoch)
     size = config.train_batch_size
     for epoch in run.epochs():
         seen, norms = Figures(), []

@@ -33,7 +33,7 @@ class StateReader:
 
     def check(self, rows: Sequence[Row], parts: Parts) -> None:
         """UserError for an answer that is longer than the model reads."""
-        rows_that_fit(self.policy, rows, "refuse")
+        rows_that_fit(self.policy, rows, "refuse", "leave them out of the file")
 
     def read(self, rows: Sequence[Row], parts: Parts, *, progress: bool = False) -> TextFeatures:
         """The states at each answer's tokens, which do not depend on what its parts are."""

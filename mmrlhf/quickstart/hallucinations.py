@@ -12,6 +12,8 @@ from mmrlhf.types import SegmentLabel
 
 SHOWN_ANSWERS = 8
 MOST_TOKENS = 120
+ADAPTER_SCALE = 0.6
+"""How much of what was learnt is added when it answers: most of what it gained, little of what it forgot to name."""
 BETA, IMITATION = 5.0, 3.0
 """How strongly the policy is held to the start (more than RLHF-V's, for the rate is far above theirs), and how much imitating the
 corrected answers counts beside the comparison, so that it does not fall silent."""
@@ -99,10 +101,11 @@ def answers(run: Run, name: str, when: str) -> None:
     from vlm.generate import GenerateConfig, generate
 
     out = folder(run) / name / f"{when}.jsonl"
+    after = {"adapter": folder(run) / "dense-dpo", "adapter_scale": ADAPTER_SCALE}
+    learnt: dict[str, Any] = after if when == "after" else {}
     generate(GenerateConfig(
         run.config.vlm_model, folder(run) / name / "scenes.jsonl", out, batch_size=50, temperature=1.0,
-        max_new_tokens=MOST_TOKENS, adapter=folder(run) / "dense-dpo" if when == "after" else None,
-        seed=run.config.seed, resume=True,
+        max_new_tokens=MOST_TOKENS, seed=run.config.seed, resume=True, **learnt,
     ))  # fmt: skip
 
 

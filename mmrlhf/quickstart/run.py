@@ -67,7 +67,7 @@ class QuickstartConfig:
     """Rank of the LoRA matrices."""
     vlm_model: str = "tiny-llava"
     """Vision-language model to align."""
-    marked_answers: int = 400
+    marked_answers: int = 800
     """Answers about scenes in which an annotator who sees the truth marks what is wrong."""
     held_out_scenes: int = 150
     """Scenes kept apart to measure on."""

@@ -1,6 +1,7 @@
 """Small files of questions, answers and pictures for the trainers' tests."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mmrlhf.images import save_image
+from mmrlhf.images import save_image, to_pil
 from mmrlhf.runs import RunResult
 
 
@@ -54,3 +55,13 @@ def assert_same_run(one: RunResult, other: RunResult) -> None:
     assert without_times(one.metrics) == without_times(other.metrics)
     weights = [load_file(run.out / "adapter_model.safetensors") for run in (one, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def broken_jpeg(path: Path) -> Path:
+    """A JPEG that ends in the middle, as a download that broke off: its size can be read, its pixels cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.jpg"
+        to_pil(torch.rand(3, 200, 200, generator=torch.Generator().manual_seed(0))).convert("RGB").save(whole)
+        data = whole.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path

@@ -186,7 +186,7 @@ def test_bad_input_is_told_in_one_line(config: RolloutConfig, tmp_path: Path) ->
     assert kept == [asked[lengths.index(min(lengths))]]
     with pytest.raises(UserError, match="2 of 2 prompts have no room"):
         prompts_that_fit(policy, asked, changed(max_new_tokens=50, too_long="drop"))
-    with pytest.raises(UserError, match="prompts.jsonl row 1: prompt got None"):
+    with pytest.raises(UserError, match="prompts.jsonl row 1 lacks prompt: write"):
         read_prompts(write_rows([{"image": "0.png"}], tmp_path / "prompts.jsonl"))
 
 

@@ -78,7 +78,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     questions = read_questions(data / "annotations.json")
     relation = read_relation(data / "relation.json")
     safe = {plain(line) for line in read_text(data / "safe_words.txt", "AMBER's folder").splitlines() if line.strip()}
-    images = images_of(data / "query_generative.json") | images_of(data / "query_discriminative.json")
+    images = images_of(data, "query_generative.json") | images_of(data, "query_discriminative.json")
     given = read_answers(answers)
     begun = {questions[answer.id].dimension for answer in given if answer.id in questions}
     wanted = [name for name, question in questions.items() if question.dimension in begun]
@@ -96,7 +96,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     if asked:
         found["discriminative_n"] = len(asked)
         found |= discriminative(asked, questions, images, seed)
-        notes += discriminative_notes(begun, found["unread"], len(asked))
+        notes += discriminative_notes(begun, found["unread"], len(asked), bool(images))
     if described and begun.issuperset(DIMENSIONS):
         rows = [generative_row(count) | NO_YES_NO for count in counts]
         rows += [dict.fromkeys(rows[0], 0.0) | yes_no_row(answer, questions[answer.id], "asked:") for answer in asked]
@@ -203,9 +203,10 @@ def yes_or_no(text: str) -> bool | None:
     return None if first is None else first[1] == "yes"
 
 
-def discriminative_notes(begun: Collection[str], unread: int, asked: int) -> list[str]:
+def discriminative_notes(begun: Collection[str], unread: int, asked: int, by_image: bool) -> list[str]:
     """Remarks on the yes/no part."""
-    notes = ["yes/no: an answer is read by its first word, positives are No; intervals resample images"]
+    units = "images" if by_image else "answers, as AMBER's queries, which name the images, are not in its folder"
+    notes = [f"yes/no: an answer is read by its first word, positives are No; intervals resample {units}"]
     if unread:
         notes.append(f"yes/no: {unread} of {asked} answers begin with neither Yes nor No and count as wrong")
     absent = [name for name in DIMENSIONS if name not in begun]
@@ -239,9 +240,11 @@ def read_relation(path: Path) -> dict[str, list[str]]:
     return {plain(name): [plain(word) for word in texts_of(table, name, str(path))] for name in table}
 
 
-def images_of(path: Path) -> dict[str, str]:
-    """Which image a question is about; nothing where AMBER's queries are not there."""
-    if not path.exists():
+def images_of(data: Path, name: str) -> dict[str, str]:
+    """Which image a question is about, by a file of AMBER's queries in its folder or in query/, where its authors keep
+    them; nothing where it is not there."""
+    path = next((file for file in (data / name, data / "query" / name) if file.exists()), None)
+    if path is None:
         return {}
     records = read_records(path, "AMBER's folder, with its queries")
     return {id_of(row, where): str(row.get("image", where)) for where, row in records}

@@ -55,18 +55,25 @@ def read_object(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def read_answers(
-    path: Path, *, texts: Sequence[str] = TEXTS, order: Sequence[str] = (), by_category: bool = False
+    path: Path,
+    *,
+    texts: Sequence[str] = TEXTS,
+    order: Sequence[str] = (),
+    by_category: bool = False,
+    ids: Sequence[str] = IDS,
 ) -> list[Answer]:
     """The answers of a file; where none has an id, they take those of `order`, and numbers after its end.
+
+    A row's id is the first of the columns `ids` that it has.
 
     UserError for an id that comes twice (unless a "category" tells the two apart and `by_category`), and for an answer without
     id or text.
     """
     records = read_records(path, 'a JSON list, or an object a line, of {"id", "response"}')
-    numbered = len(order) > 0 and not any(name in row for _, row in records for name in IDS)
+    numbered = len(order) > 0 and not any(name in row for _, row in records for name in ids)
     names = [*order, *(f"number {number}" for number in range(len(order) + 1, len(records) + 1))]
     answers = [
-        Answer(names[place] if numbered else id_of(row, where), text_of(row, where, texts), where, row)
+        Answer(names[place] if numbered else id_of(row, where, ids), text_of(row, where, texts), where, row)
         for place, (where, row) in enumerate(records)
     ]
     seen: dict[tuple[str, str], str] = {}

@@ -13,7 +13,6 @@ from mmrlhf.config import check, check_seed
 from mmrlhf.data import write_jsonl
 from mmrlhf.errors import UserError
 from vlm.benchmarks.answers import (
-    IDS,
     Answer,
     check_ids,
     id_of,
@@ -25,6 +24,7 @@ from vlm.benchmarks.answers import (
 )
 from vlm.benchmarks.pooled import Columns, Row, binary, binary_row, percent, pooled
 
+IDS = ("question_id", "id")  # what mmrlhf vlm generate writes has both
 SUBSETS = ("random", "popular", "adversarial")
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 LAYOUT = '{"question_id", "image", "text", "label": "yes" or "no"}, a line each'
@@ -214,7 +214,7 @@ def read_subset(file: Path, category: str | None) -> dict[str, Question]:
     """The questions of a file by id, of one category or all."""
     records = read_records(file, f"POPE's questions: {LAYOUT}")
     kept = [(where, row) for where, row in records if category is None or str(row.get("category")) == category]
-    return unique(((id_of(row, where, ("question_id", "id")), where, question_of(row, where)) for where, row in kept),
+    return unique(((id_of(row, where, IDS), where, question_of(row, where)) for where, row in kept),
                   "question")  # fmt: skip
 
 
@@ -228,9 +228,11 @@ def question_of(row: Mapping[str, Any], where: str) -> Question:
 def answers_by_subset(path: Path, subsets: Mapping[str, Mapping[str, Question]]) -> dict[str, list[Answer]]:
     """The answers to each subset's questions. UserError for ids that several subsets have and no category tells apart."""
     if path.is_dir():
-        return {s: read_answers(subset_file(path, s), order=[*questions]) for s, questions in subsets.items()}
+        return {s: read_answers(subset_file(path, s), order=[*questions], ids=IDS) for s, questions in subsets.items()}
     places = [(subset, name) for subset, questions in subsets.items() for name in questions]
-    answers = read_answers(path, order=[f"{subset}:{name}" for subset, name in places], by_category=len(subsets) > 1)
+    answers = read_answers(
+        path, order=[f"{subset}:{name}" for subset, name in places], by_category=len(subsets) > 1, ids=IDS
+    )
     if not any(name in answer.row for answer in answers for name in IDS):
         owner = {f"{subset}:{name}": (subset, name) for subset, name in places}
     elif len(subsets) > 1 and any("category" in answer.row for answer in answers):

@@ -122,7 +122,8 @@ class Reader:
             answers = [row.answer for row in rows if row.answer is not None]
             return tokenizer([row.prompt for row in rows], answers or None, **settings)
         texts = [self.text(row) for row in rows]
-        return tokenizer(texts, add_special_tokens=self.adds_special(texts), **settings)
+        # not verbose: of what is too long the callers tell by themselves
+        return tokenizer(texts, add_special_tokens=self.adds_special(texts), verbose=False, **settings)
 
     def process(self, texts: list[str], pictures: list[Image.Image], **settings: Any) -> dict[str, Tensor]:
         """What the processor gives. UserError where it cannot read a picture."""

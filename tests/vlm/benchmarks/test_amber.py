@@ -232,3 +232,19 @@ def test_real_data_with_true_answers(tmp_path: Path) -> None:
     found = amber.score(json_list(tmp_path / "answers.json", rows), tmp_path)
     assert [found[name] for name in ("n", "chair", "cover", "hal", "cog")] == [1004, 0, 100, 0, 0]
     assert 90 < found["cover_one_credit"] < 100
+
+
+def test_images_are_resampled_where_the_authors_keep_their_queries(tmp_path: Path) -> None:
+    """In query/; without any queries the answers are, and the note says so."""
+    note = "intervals resample images"
+    flat = score(tmp_path, {n: "No" for n in (3, 4, 5, 6)})
+    queries = tmp_path / "query_discriminative.json"
+    (tmp_path / "query").mkdir()
+    queries.rename(tmp_path / "query" / queries.name)
+    answers = tmp_path / "answers.json"
+    theirs = amber.score(answers, tmp_path)
+    assert theirs == flat and any(note in each for each in theirs["notes"])
+    (tmp_path / "query" / queries.name).unlink()
+    without = amber.score(answers, tmp_path)
+    assert not any(note in each for each in without["notes"])
+    assert any("intervals resample answers, as AMBER's queries" in each for each in without["notes"])
