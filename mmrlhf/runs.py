@@ -94,7 +94,7 @@ def check_folder(
         return
     if not resume:
         raise UserError(
-            f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it"
+            f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it{unfinished(out)}"
         )
     try:
         found = json.loads((out / config).read_text(encoding="utf-8"))
@@ -111,8 +111,15 @@ def check_folder(
         key = different[0]
         raise UserError(
             f"--out {out} holds a run with other settings ({', '.join(different)}; {key} was {found.get(key)!r}, now "
-            f"{wanted.get(key)!r}): give the settings of that run, or an empty folder"
+            f"{wanted.get(key)!r}): give the settings of that run, or an empty folder{unfinished(out)}"
         )
+
+
+def unfinished(out: Path) -> str:
+    """What to add of a run of which nothing is worth keeping: it has no line of metrics, and no checkpoint."""
+    metrics = out / METRICS
+    lost = metrics.is_file() and not metrics.stat().st_size and not (out / CHECKPOINT).exists()
+    return f"; it holds a run that has not finished an epoch: if none is going on, remove {out}" if lost else ""
 
 
 def claim_folder(out: Path, wanted: dict[str, Any], config: str = CONFIG) -> None:

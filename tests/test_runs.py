@@ -44,6 +44,19 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         check_folder(out, settings(Config(out), ["a dog"]), resume=True)
 
 
+def test_of_a_run_that_did_not_finish_an_epoch_nothing_is_lost(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    wanted, other = settings(Config(out), ["a cat"]), settings(Config(out, 4), ["a cat"])
+    claim_folder(out, wanted)
+    write_metrics(out, [])
+    for now, resume in ((wanted, False), (other, True)):
+        with pytest.raises(UserError, match=f"has not finished an epoch: if none is going on, remove {out}"):
+            check_folder(out, now, resume=resume)
+    write_metrics(out, [{"epoch": 0}])
+    with pytest.raises(UserError, match="or --resume to go on with the run in it$"):
+        check_folder(out, wanted, resume=False)
+
+
 def test_paths_may_differ_where_their_content_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     reward, model = Path("reward"), Path("model")

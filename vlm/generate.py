@@ -19,6 +19,8 @@ from vlm.preference_data import check_pictures
 from vlm.value_heads import VALUES, ValueHeads, generate_with_values
 
 ASKED = ("prompt", "query", "question", "text")
+ADDRESSES = ("image_src", "image_url")
+"""Columns of benchmarks that say where a picture can be had (MMHal-Bench has the first)."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ def read_questions(path: Path, images: Path | None) -> list[tuple[dict[str, Any]
         if SURROGATES.search(columns[name]):
             raise UserError(
                 f"{where}: {name} got {columns[name]!r:.60}, half of a surrogate pair: write whole characters"
+            )
+        if not columns.get("image") and (named := [name for name in ADDRESSES if columns.get(name)]):
+            raise UserError(
+                f"{where} has no image, but {named[0]} {columns[named[0]]!r:.60}: download that, and name the file as image"
             )
         image = image_of(columns, "image", images or path.parent, where) if columns.get("image") else None
         kept = {key: value for key, value in columns.items() if key not in ("answer", "response")}

@@ -31,7 +31,7 @@ from vlm.preference_data import hold_out, rows_that_fit, told
 from vlm.rollouts import token_weighted
 from vlm.token_rewards import Where, token_rewards
 from vlm.training import MEMORY_ADVICE, load_policy, own_batches, own_part, updates_before, warm_up
-from vlm.tuning_config import MAY_DIFFER, TuningConfig, validate_tuning
+from vlm.tuning_config import MAY_DIFFER, TuningConfig, check_no_kl_budget, validate_tuning
 from vlm.value_heads import ValueHeads
 
 
@@ -115,6 +115,7 @@ def validate(config: ILQLConfig) -> None:
     check(config, "expectile", lambda value: 0 < value < 1, "above 0 and below 1")
     check(config, "target_rate", lambda value: 0 < value <= 1, "above 0 up to 1")
     check(config, "validation", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+    check_no_kl_budget(config)
 
 
 def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> RunResult:

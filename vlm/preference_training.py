@@ -23,7 +23,7 @@ from vlm.losses import changed_tokens, dense_log_prob, dpo_loss, token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import Choice, hold_out, read_choices, rows_that_fit, told
 from vlm.training import begin, load_policy, own_batches, own_part, updates_before, warm_up
-from vlm.tuning_config import TuningConfig, validate_tuning
+from vlm.tuning_config import TuningConfig, check_no_kl_budget, validate_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ def validate_preferences(config: PreferenceConfig) -> None:
     validate_tuning(config, above_zero=("beta",), up_to_one=("validation",), not_negative=("sft_weight",))
     check(config, "label_smoothing", lambda value: 0 <= value < 0.5, "0 up to, but not, 0.5")
     check(config, "validation", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+    check_no_kl_budget(config)
 
 
 def train_on_choices(

@@ -22,7 +22,7 @@ from vlm.losses import token_nll
 from vlm.policy import VisionLanguagePolicy
 from vlm.preference_data import hold_out, read_answers, rows_that_fit, told
 from vlm.training import begin, load_policy, own_batches, own_part, updates_before, warm_up
-from vlm.tuning_config import TuningConfig, validate_tuning
+from vlm.tuning_config import TuningConfig, check_no_kl_budget, validate_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ def validate(config: SFTConfig) -> None:
     """UserError for a value outside its range."""
     validate_tuning(config)
     check(config, "validation", lambda value: 0 <= value < 1, "0 up to, but not, 1")
+    check_no_kl_budget(config)
 
 
 def train(config: SFTConfig, *, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> RunResult:

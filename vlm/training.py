@@ -1,10 +1,12 @@
 """A run that fine-tunes a vision-language model: the core's, with a policy that answers."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 
 from mmrlhf import distributed
 from mmrlhf.runs import settings
@@ -12,6 +14,7 @@ from mmrlhf.training import Stateful, TrainingRun, check_run
 from vlm.policy import VisionLanguagePolicy
 from vlm.tuning_config import MAY_DIFFER, TuningConfig
 
+LEAST_FOR_LORA = 2e-6
 MEMORY_ADVICE = "add --gradient-checkpointing or --dtype bfloat16, or lower --max-length"
 
 
@@ -29,6 +32,12 @@ def begin(
     UserError for a folder of another run, before any model is loaded.
     """
     policy = load_policy(config, data) if policy is None else policy
+    if config.lora_rank and config.learning_rate < LEAST_FOR_LORA and distributed.is_main_process():
+        tqdm.write(
+            f"--learning-rate {config.learning_rate:g} is one for all weights, with which a LoRA hardly moves: give about a "
+            f"hundred times as much for --lora-rank {config.lora_rank}",
+            file=sys.stderr,
+        )
     return TrainingRun(
         name, config, policy, settings(config, data), may_differ=MAY_DIFFER, parts=parts,
         on_epoch=on_epoch, memory_advice=MEMORY_ADVICE,

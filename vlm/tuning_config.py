@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmrlhf.config import check, check_seed
+from mmrlhf.errors import UserError
 
 MAY_DIFFER = (
     "out", "epochs", "resume", "save_every", "kl_budget", "device", "trackers", "micro_batch_size", "gradient_checkpointing",
@@ -46,7 +47,7 @@ class TuningConfig:
     ema_decay: float = 0.0
     """The weights that are written are a moving average of those trained, 0.999 say; 0 is no average."""
     kl_budget: float | None = None
-    """Stop before the KL of an answer to the start (nats) exceeds this, where the method measures it."""
+    """Stop before the KL of an answer to the start (nats) exceeds this; for methods that let the policy answer."""
     max_length: int | None = None
     """Tokens of prompt, picture and answer that are read; None is what the model can."""
     too_long: Literal["refuse", "drop"] = "refuse"
@@ -94,3 +95,12 @@ def validate_tuning(
         if getattr(config, name) is not None:
             check(config, name, lambda value: value > 0, "above 0, or leave it out")
     check_seed(config.seed)
+
+
+def check_no_kl_budget(config: TuningConfig) -> None:
+    """UserError for a budget of a KL that a method does not measure which learns from given answers."""
+    if config.kl_budget is not None:
+        raise UserError(
+            f"--kl-budget got {config.kl_budget:g}, but learning from given answers measures no KL: leave it out, and lower "
+            "--learning-rate or --epochs to stay near the start"
+        )

@@ -65,3 +65,11 @@ def test_bad_questions_leave_nothing(small_llava: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out .* is a folder"):
         generate(GenerateConfig(small_llava, asked(tmp_path), tmp_path, resume=True))
     assert not [*tmp_path.glob("answers.jsonl*"), *tmp_path.parent.glob("*.part")]
+
+
+def test_a_picture_that_is_an_address_is_asked_for(tmp_path: Path) -> None:
+    """MMHal-Bench's rows."""
+    rows = [{"image_id": "1", "image_src": "https://example.org/1.jpg", "question": "What is it?"}]
+    (tmp_path / "mmhal.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="entry 1 has no image, but image_src 'https://example.org/1.jpg': download"):
+        read_questions(tmp_path / "mmhal.json", None)

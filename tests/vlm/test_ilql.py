@@ -182,6 +182,7 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
         ({"imitation_weight": -1.0}, "--imitation-weight got -1.0, allowed is 0 or more"),
         ({"value_weight": -1.0}, "--value-weight got -1.0, allowed is 0 or more"),
         ({"validation": 1.0}, "--validation got 1.0, allowed is 0 up to, but not, 1"),
+        ({"kl_budget": 2.0}, "--kl-budget got 2, but learning from given answers measures no KL"),
         ({"max_length": 20}, "24 of 24 answers are longer than the 20 tokens that are read"),
         ({"max_length": 20, "too_long": "drop"}, "no answer of .* fits into 20 tokens"),
         ({"data": tmp_path / "none.jsonl"}, "cannot read .*none.jsonl"),

@@ -121,6 +121,7 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
         ({"validation": 1.0}, "--validation got 1.0, allowed is 0 up to, but not, 1"),
         ({"sft_weight": -1.0}, "--sft-weight got -1.0, allowed is 0 or more"),
         ({"label_smoothing": 0.5}, "--label-smoothing got 0.5, allowed is 0 up to, but not, 0.5"),
+        ({"kl_budget": 2.0}, "--kl-budget got 2, but learning from given answers measures no KL: leave it out"),
         ({"max_length": 20}, "12 of 12 answers are longer than the 20 tokens that are read"),
         ({"max_length": 20, "too_long": "drop"}, "no pair of .* fits into 20 tokens"),
         ({"data": tmp_path / "none.jsonl"}, "cannot read .*none.jsonl"),
@@ -140,6 +141,19 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
     missing = write_rows([rows[1] | {"image": "gone.png"}], tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="row 1: no file .*gone.png"):
         dpo.train(DPOConfig(**good | {"data": missing}))
+
+
+def test_the_papers_rate_with_a_lora_is_told(
+    small_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"model": small_llava, "data": comparisons(tmp_path), "out": tmp_path / "run"}
+    dense_dpo.train(DenseDPOConfig(**given | COMMON | {"epochs": 1, "learning_rate": 5e-7}))
+    words = "--learning-rate 5e-07 is one for all weights, with which a LoRA hardly moves: give about a hundred times as much"
+    assert words in capsys.readouterr().err
+    dense_dpo.train(
+        DenseDPOConfig(**given | COMMON | {"epochs": 1, "learning_rate": 5e-7, "lora_rank": 0, "out": tmp_path / "all"})
+    )
+    assert "is one for all weights" not in capsys.readouterr().err
 
 
 def test_the_command_line_has_the_papers_defaults(tmp_path: Path) -> None:

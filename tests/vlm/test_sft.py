@@ -71,6 +71,8 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
     good: dict[str, Any] = {"model": small_llava, "data": answers(tmp_path), "out": tmp_path / "run", **COMMON}
     with pytest.raises(UserError, match="--learning-rate got -1.0, allowed is above 0"):
         train(SFTConfig(**good | {"learning_rate": -1.0}))
+    with pytest.raises(UserError, match="--kl-budget got 2, but learning from given answers measures no KL"):
+        train(SFTConfig(**good | {"kl_budget": 2.0}))
     bad = write_rows([{"prompt": "What?", "answer": " "}], tmp_path / "bad.jsonl")
     with pytest.raises(UserError, match="bad.jsonl row 1: answer got ' ', allowed is a text that is not empty"):
         train(SFTConfig(**good | {"data": bad}))

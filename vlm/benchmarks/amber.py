@@ -12,8 +12,8 @@ from mmrlhf.errors import UserError
 from vlm.benchmarks.answers import (
     Answer,
     check_ids,
+    gaps_noted,
     id_of,
-    missing_note,
     read_answers,
     read_object,
     read_records,
@@ -86,7 +86,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     described = [answer for answer in given if questions[answer.id].dimension == "generative"]
     asked = [answer for answer in given if questions[answer.id].dimension != "generative"]
     found: dict[str, Any] = {"n": len(given), "missing": missing}
-    notes = missing_note(missing, len(wanted))
+    notes = gaps_noted(given, missing, len(wanted))
     if described:
         vocabulary = Vocabulary(relation)
         found["generative_n"] = len(described)

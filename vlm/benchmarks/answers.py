@@ -95,10 +95,10 @@ def id_of(row: Mapping[str, Any], where: str, names: Sequence[str] = IDS) -> str
 
 
 def text_of(row: Mapping[str, Any], where: str, names: Sequence[str] = TEXTS) -> str:
-    """The answer of a row. UserError where it is missing, no text or blank."""
+    """The answer of a row, maybe empty, as a model's may be. UserError where it is missing or no text."""
     value = next((row[name] for name in names if name in row), None)
-    if not isinstance(value, str) or not value.strip():
-        got = "no response text" if value is None or isinstance(value, str) else f"{value!r:.40} for a response"
+    if not isinstance(value, str):
+        got = "no response text" if value is None else f"{value!r:.40} for a response"
         raise UserError(
             f'{where} has {got}: write "{names[0]}": "what the model said", or leave it out and give --partial'
         )
@@ -149,6 +149,9 @@ def listed(names: Collection[str], most: int = 5) -> str:
     return ", ".join(first) + (" …" if len(names) > most else "")
 
 
-def missing_note(missing: int, wanted: int) -> list[str]:
-    """The remark on a partial file."""
-    return [f"{missing} of {wanted} answers are missing: figures are of those there"] if missing else []
+def gaps_noted(answers: Sequence[Answer], missing: int, wanted: int) -> list[str]:
+    """The remarks on a partial file, and on answers that say nothing."""
+    notes = [f"{missing} of {wanted} answers are missing: figures are of those there"] if missing else []
+    if blank := sum(not answer.text.strip() for answer in answers):
+        notes.append(f"{blank} of {len(answers)} answers are empty, and count as answers that name nothing")
+    return notes

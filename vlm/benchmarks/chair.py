@@ -11,8 +11,8 @@ from mmrlhf.errors import UserError
 from vlm.benchmarks.answers import (
     Answer,
     check_ids,
+    gaps_noted,
     id_of,
-    missing_note,
     read_answers,
     read_object,
     read_records,
@@ -90,7 +90,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     given, truths, missing, vocabulary = read_all(answers, data, partial)
     found = measured(given, truths, vocabulary, seed)
     found.pop("chair_s_naming"), found.pop("chair_s_naming_ci95")
-    return {"n": len(given), "missing": missing} | found | {"notes": missing_note(missing, len(truths)) + NOTES}
+    return {"n": len(given), "missing": missing} | found | {"notes": gaps_noted(given, missing, len(truths)) + NOTES}
 
 
 def measured(

@@ -12,9 +12,9 @@ from vlm.benchmarks.answers import (
     TEXTS,
     Answer,
     check_ids,
+    gaps_noted,
     id_of,
     listed,
-    missing_note,
     parsed,
     read_answers,
     read_records,
@@ -59,7 +59,7 @@ def score(
         for kind in TYPES
         if kind in kinds
     }
-    notes = missing_note(missing, len(questions))
+    notes = gaps_noted(given, missing, len(questions))
     if len(questions) != QUESTIONS:
         notes.append(f"the data have {len(questions)} questions, the published benchmark {QUESTIONS}")
     notes.append(f"rated by {judge or ratings}; a rating below {NO_HALLUCINATION} of {BEST} is a hallucination")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vlm.benchmarks.answers import missing_note
+from vlm.benchmarks.answers import gaps_noted
 from vlm.benchmarks.chair import measured, read_all
 
 SAMPLES = 300
@@ -24,7 +24,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     figures: dict[str, Any] = {"n": len(given), "missing": missing}
     for name, theirs in names.items():
         figures |= {name: found[theirs], f"{name}_ci95": found[f"{theirs}_ci95"]}
-    notes = missing_note(missing, len(truths))
+    notes = gaps_noted(given, missing, len(truths))
     if len(truths) != SAMPLES:
         notes.append(f"the data have {len(truths)} images, the published benchmark {SAMPLES}")
     return figures | {"notes": notes + NOTES}

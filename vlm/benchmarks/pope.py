@@ -15,8 +15,8 @@ from mmrlhf.errors import UserError
 from vlm.benchmarks.answers import (
     Answer,
     check_ids,
+    gaps_noted,
     id_of,
-    missing_note,
     read_answers,
     read_records,
     texts_of,
@@ -139,7 +139,8 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     total: dict[str, Any] = {"n": sum(map(len, given.values())), "missing": missing}
     total |= means(given, subsets, seed)
     notes = ["an answer is no when its first sentence holds No, not or no, else yes; intervals resample images"]
-    return total | {"by_subset": found, "notes": missing_note(missing, wanted) + notes}
+    everything = [answer for part in given.values() for answer in part]
+    return total | {"by_subset": found, "notes": gaps_noted(everything, missing, wanted) + notes}
 
 
 def says_yes(text: str) -> bool:

@@ -11,7 +11,7 @@ from mmrlhf.tiny.scene_files import read_scene_ids
 from mmrlhf.tiny.scene_text import SENTENCE, Marker, mentioned
 from mmrlhf.tiny.scenes import Scene
 from vlm.benchmarks import chair
-from vlm.benchmarks.answers import check_ids, missing_note, read_answers
+from vlm.benchmarks.answers import check_ids, gaps_noted, read_answers
 from vlm.benchmarks.pooled import Columns, Row, percent, pooled, ratio, resampled_sums
 
 
@@ -24,7 +24,7 @@ def score(answers: Path, data: Path, *, partial: bool = False, seed: int = 0) ->
     given = read_answers(answers)
     missing = check_ids(given, scenes, partial=partial)
     found = measured([answer.text for answer in given], [scenes[answer.id] for answer in given], seed)
-    return {"n": len(given), "missing": missing} | found | {"notes": missing_note(missing, len(scenes))}
+    return {"n": len(given), "missing": missing} | found | {"notes": gaps_noted(given, missing, len(scenes))}
 
 
 def measured(texts: Sequence[str], scenes: Sequence[Scene], seed: int = 0) -> dict[str, Any]:

@@ -248,3 +248,10 @@ def test_images_are_resampled_where_the_authors_keep_their_queries(tmp_path: Pat
     without = amber.score(answers, tmp_path)
     assert not any(note in each for each in without["notes"])
     assert any("intervals resample answers, as AMBER's queries" in each for each in without["notes"])
+
+
+def test_answers_that_say_nothing_are_scored_and_told(tmp_path: Path) -> None:
+    found = score(tmp_path, {1: "", 2: "sky"})
+    assert found["n"] == 2 and found["cover"] < score(tmp_path, {1: "dog", 2: "sky"})["cover"]
+    assert "1 of 2 answers are empty, and count as answers that name nothing" in found["notes"]
+    assert score(tmp_path, {1: " ", 2: ""})["chair"] is None
