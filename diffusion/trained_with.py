@@ -1,13 +1,12 @@
 """How the pictures were drawn that a tuned model learnt from: drawn otherwise, it may not show what it learnt."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mmrlhf.runs import CONFIG
+from mmrlhf.runs import saved_settings
 
 DRAWN_WITH = ("num_steps", "guidance_scale", "size")
 
@@ -42,8 +41,5 @@ def option(given: tuple[str, Any]) -> str:
 
 def trained_with(folder: Path) -> dict[str, Any]:
     """What a run's folder says of `DRAWN_WITH`; nothing where it is not such a folder."""
-    try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: said[name] for name in DRAWN_WITH} if isinstance(said, dict) and said.keys() >= {*DRAWN_WITH} else {}
+    said = saved_settings(folder)
+    return {name: said[name] for name in DRAWN_WITH} if said.keys() >= {*DRAWN_WITH} else {}

@@ -115,6 +115,15 @@ def check_folder(
         )
 
 
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, as `settings` made them; {} where none is there."""
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 def unfinished(out: Path) -> str:
     """What to add of a run of which nothing is worth keeping: it has no line of metrics, and no checkpoint."""
     metrics = out / METRICS

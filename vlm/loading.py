@@ -15,6 +15,7 @@ import torch
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.rewards.language.network import DTYPES, check_whole, padding_of, sees_images
+from mmrlhf.runs import saved_settings
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -105,6 +106,12 @@ def as_peft_asks() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def trained_template(folder: Path) -> str | None:
+    """The --template of the run in a folder; None where it had none, or no run is there."""
+    template = saved_settings(folder).get("template")
+    return template if isinstance(template, str) else None
 
 
 def save_adapter(model: Any, folder: Path) -> Path:

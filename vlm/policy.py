@@ -16,7 +16,7 @@ from mmrlhf.models import pick_device, quiet_loading
 from mmrlhf.rewards.language.inputs import Reader, Row
 from mmrlhf.rewards.language.tuning import checkpoint_gradients
 from vlm.encoding import Encoded, Tokens, answer_tokens, at_answers, encode, encode_prompts, moved, repeated
-from vlm.loading import add_lora, load_adapter, load_model, save_adapter, save_model
+from vlm.loading import add_lora, load_adapter, load_model, save_adapter, save_model, trained_template
 from vlm.shared_prompts import can_share, read_once, shared_states
 
 LOGITS_AT_ONCE = 2**24
@@ -82,9 +82,11 @@ class VisionLanguagePolicy:
 
         `lora_rank` n trains a fresh LoRA of the language model, 0 all its weights and the projector's, None nothing (to answer
         only). `adapter` is a folder of trained LoRA weights: to answer with, or, with `lora_rank`, merged into the start;
-        `adapter_scale` is how much of them (see `vlm.loading.load_adapter`).
+        `adapter_scale` is how much of them (see `vlm.loading.load_adapter`). `template` None is that of the run which trained the
+        weights, where it had one, else the model's own.
         """
         network, processor = load_model(model, dtype, pick_device(device))
+        template = trained_template(adapter or Path(model).parent) if template is None else template
         reader = Reader.make(processor, network.config, template=template, max_length=max_length)
         whole = network
         if adapter is not None:

@@ -72,3 +72,16 @@ def test_what_the_reward_raises_ends_the_sampling(model: Path) -> None:
 
     with pytest.raises(UserError, match="no"):
         sample_and_rate(policy, broken, ["a cat", "a dog"], 1, seeded(0))
+
+
+def test_a_model_on_the_cpu_judges_in_between(model: Path) -> None:
+    policy = DiffusionPolicy.load(str(model), num_steps=2, guidance_scale=1.0, device="cpu")
+    judging = list[str]()
+
+    class Judge(torch.nn.Module):
+        def forward(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            judging.append(threading.current_thread().name)
+            return lengths(images, prompts)
+
+    _, rewards = sample_and_rate(policy, Judge(), ["a cat", "a dog", "red"], 2, seeded(0))
+    assert rewards.tolist() == [5, 5, 3] and judging == [threading.current_thread().name] * 2

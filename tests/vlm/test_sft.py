@@ -80,3 +80,18 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
     with pytest.raises(UserError, match="empty.jsonl is empty"):
         train(SFTConfig(**good | {"data": tmp_path / "empty.jsonl"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_template_goes_with_the_weights(small_llava: str, tmp_path: Path) -> None:
+    template = "<image>Q {prompt} A {answer}"
+    common = COMMON | {"epochs": 1}
+    for rank, folder in ((2, "adapter"), (0, "all")):
+        config = SFTConfig(
+            model=small_llava, data=answers(tmp_path), out=tmp_path / folder, template=template, **common | {"lora_rank": rank}
+        )  # fmt: skip
+        train(config)
+    assert VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "adapter").reader.template == template
+    assert VisionLanguagePolicy.load(str(tmp_path / "all" / "model")).reader.template == template
+    assert VisionLanguagePolicy.load(small_llava).reader.template == "chat"
+    other = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "adapter", template="{prompt}<image>{answer}")
+    assert other.reader.template == "{prompt}<image>{answer}"
