@@ -53,8 +53,8 @@ class TuningConfig:
     too_long: Literal["refuse", "drop"] = "refuse"
     """What to do with answers that are longer."""
     template: str | None = None
-    """A text with {prompt} and {answer} in it; None is the model's chat template. The run's folder keeps it: what is loaded from
-    there reads and answers with it."""
+    """A text with {prompt} and {answer} in it, and maybe <image> (the model's mark of a picture), which else stands in front.
+    None is the model's chat template. The run's folder keeps it: what is loaded from there reads and answers with it."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -83,7 +83,7 @@ def test_bad_input_is_told_in_one_line(small_llava: str, tmp_path: Path) -> None
 
 
 def test_a_template_goes_with_the_weights(small_llava: str, tmp_path: Path) -> None:
-    template = "<image>Q {prompt} A {answer}"
+    template = "Q <image> {prompt} A {answer}"
     common = COMMON | {"epochs": 1}
     for rank, folder in ((2, "adapter"), (0, "all")):
         config = SFTConfig(
@@ -93,5 +93,5 @@ def test_a_template_goes_with_the_weights(small_llava: str, tmp_path: Path) -> N
     assert VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "adapter").reader.template == template
     assert VisionLanguagePolicy.load(str(tmp_path / "all" / "model")).reader.template == template
     assert VisionLanguagePolicy.load(small_llava).reader.template == "chat"
-    other = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "adapter", template="{prompt}<image>{answer}")
-    assert other.reader.template == "{prompt}<image>{answer}"
+    other = VisionLanguagePolicy.load(small_llava, adapter=tmp_path / "adapter", template="{prompt}{answer}")
+    assert other.reader.template == "{prompt}{answer}"

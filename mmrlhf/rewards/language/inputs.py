@@ -32,8 +32,9 @@ class Reader:
     """Rows in, a batch padded on the right out.
 
     `template` is "chat" (that of the tokenizer or processor), "pair" (prompt and answer as an encoder's two texts), or a text
-    with {prompt} and {answer} in it. A row of more than `max_length` tokens, its image's included, is refused, loses the start
-    of its prompt ("truncate": never any of its answer) or is left out ("drop").
+    with {prompt} and {answer} in it, and maybe the model's mark of an image (<image>), which else stands in front. A row of more
+    than `max_length` tokens, its image's included, is refused, loses the start of its prompt ("truncate": never any of its
+    answer) or is left out ("drop").
     """
 
     def __init__(self, processor: Any, *, template: str, max_length: int, too_long: str = "refuse") -> None:
@@ -154,7 +155,7 @@ class Reader:
             words = {"{prompt}": row.prompt, "{answer}": row.answer or ""}
             filled = re.sub(r"\{prompt\}|\{answer\}", lambda found: words[found[0]], self.template)
             filled = filled if row.answer is not None else filled.rstrip()
-            return filled if row.image is None else f"{self.processor.image_token}\n{filled}"
+            return self.with_mark(filled, row.image is not None)
         messages: list[dict[str, Any]] = [{"role": "user", "content": row.prompt}]
         messages += [] if row.answer is None else [{"role": "assistant", "content": row.answer}]
         if self.sees_images:
@@ -162,6 +163,13 @@ class Reader:
                 message["content"] = [{"type": "text", "text": message["content"]}]
             messages[0]["content"][:0] = [] if row.image is None else [{"type": "image"}]
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=row.answer is None)
+
+    def with_mark(self, text: str, has_image: bool) -> str:
+        """What a template of one's own made, with a placeholder for the image: where the template has it, else in front."""
+        mark = self.processor.image_token if self.sees_images else None
+        if mark is not None and mark in self.template:
+            return text if has_image else text.replace(mark, "").lstrip()
+        return f"{mark}\n{text}" if has_image else text
 
     def without_mark(self, row: Row) -> Row:
         """Data sets often write the placeholder into the prompt; ours stands where the template wants it."""

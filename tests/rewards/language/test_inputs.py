@@ -35,6 +35,10 @@ def test_each_kind_of_model_has_its_template(folders: dict[str, Path]) -> None:
         reader_of(folders["llava"], template="{prompt}\n{answer}").text(shown._replace(answer=None))
         == "<image>\nwhat is it"
     )
+    placed = reader_of(folders["llava"], template="user : <image> {prompt} bot : {answer}")
+    assert placed.text(shown) == "user : <image> what is it bot : a cat"
+    assert placed.text(shown._replace(prompt="<image>what is it")) == "user : <image> what is it bot : a cat"
+    assert placed.text(row) == "user :  what is it bot : a cat"
 
 
 def test_rows_are_padded_on_the_right_whatever_the_tokenizer_says(folders: dict[str, Path]) -> None:
