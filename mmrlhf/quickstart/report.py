@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrlhf.images import grid, load_images, save_image
+from mmrlhf.quickstart.hallucinations import ADAPTER_SCALE
 from mmrlhf.quickstart.rating import IMAGE_SIZE
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -62,6 +63,7 @@ def answering_half(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     return {
         "answers": answers,
         "marks": results["vlm-mark"],
+        "adapter_scale": ADAPTER_SCALE,
         "before": evaluation["before"]["figures"],
         "after": evaluation["after"]["figures"],
         "learning_curve": accuracy_curve(results["vlm-fine-tune"]["epochs"]),
