@@ -15,7 +15,7 @@ def percent(value: float) -> str:
 
 def change(metrics: dict[str, Any], name: str, unit: str) -> str:
     low, high = metrics[f"vlm_{name}_change_ci95"]
-    return f"{metrics[f'vlm_{name}_change']:+.1f} {unit}".strip() + f" ({low:+.1f} … {high:+.1f})"
+    return f"{metrics[f'vlm_{name}_change']:+.1f}{unit} ({low:+.1f} … {high:+.1f})"
 
 
 ROWS = {
@@ -33,7 +33,7 @@ ROWS = {
     "objects named that are not there (CHAIR_i)": lambda m: (
         f"{m['vlm_chair_i_before']:.1f} → {m['vlm_chair_i_after']:.1f} %"
     ),
-    "its change, and 95 % interval over scenes": lambda m: change(m, "chair_i", "%"),
+    "its change, and 95 % interval over scenes": lambda m: change(m, "chair_i", " %"),
     "objects named of those that are there (coverage)": lambda m: (
         f"{m['vlm_coverage_before']:.1f} → {m['vlm_coverage_after']:.1f} %"
     ),

@@ -108,11 +108,8 @@ def improve(
             teaching = False
             for batch in group.split(config.train_batch_size):
                 chosen = [prompts[row] for row in batch.tolist()]
-                kept, (drawn, last) = (
-                    len(own_part(len(batch))),
-                    drawn_rewards(run.policy, reward, chosen, config, generator),
-                )
-                rewards = drawn[:kept]
+                drawn, last = drawn_rewards(run.policy, reward, chosen, config, generator)
+                rewards = drawn[: len(own_part(len(batch)))]
                 given.append(rewards.detach().cpu())
                 rated = int((~rewards.isnan()).sum())
                 if rewards.isinf().any():

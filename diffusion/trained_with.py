@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmrlhf.runs import saved_settings
+from mmrlhf.runs import run_settings
 
 DRAWN_WITH = ("num_steps", "guidance_scale", "size")
 
@@ -22,24 +22,21 @@ def tell_of_other_drawing(config: Any, model: str, lora: Path | None) -> None:
         if value != getattr(config, name)
     }
     if other:
-        now, then = (
-            " ".join(map(option, values))
-            for values in ([(name, getattr(config, name)) for name in other], other.items())
-        )
+        now = {name: getattr(config, name) for name in other}
         tqdm.write(
-            f"the run of {lora or model} drew its pictures with {then}, here they are drawn with {now}: give the former to see "
-            "what it saw",
+            f"the run of {lora or model} drew its pictures with {options(other)}, here they are drawn with {options(now)}: "
+            "give the former to see what it saw",
             file=sys.stderr,
         )
 
 
-def option(given: tuple[str, Any]) -> str:
-    """A name and its value as on the command line."""
-    name, value = given
-    return f"no --{name}" if value is None else f"--{name.replace('_', '-')} {value:g}"
+def options(values: dict[str, Any]) -> str:
+    """Values as on the command line, by their names."""
+    given = ((f"--{name.replace('_', '-')}", value) for name, value in values.items())
+    return " ".join(f"no {name}" if value is None else f"{name} {value:g}" for name, value in given)
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
     """What a run's folder says of `DRAWN_WITH`; nothing where it is not such a folder."""
-    said = saved_settings(folder)
+    said = run_settings(folder)
     return {name: said[name] for name in DRAWN_WITH} if said.keys() >= {*DRAWN_WITH} else {}

@@ -96,14 +96,9 @@ def check_folder(
         raise UserError(
             f"--out {out} already holds files: give an empty folder, or --resume to go on with the run in it{unfinished(out)}"
         )
-    try:
-        found = json.loads((out / config).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--out {out} holds files but no run ({config} is missing or broken): give an empty folder"
-        ) from error
+    found = read_object(out / config)
+    if found is None:
+        raise UserError(f"--out {out} holds files but no run ({config} is missing or broken): give an empty folder")
     by_content = {key for key in wanted if f"{key}_sha256" in found and f"{key}_sha256" in wanted}
     compared = [key for key in {**found, **wanted} if key not in may_differ and key not in by_content]
     different = [key for key in compared if found.get(key) != wanted.get(key)]
@@ -115,13 +110,18 @@ def check_folder(
         )
 
 
-def saved_settings(folder: Path) -> dict[str, Any]:
+def run_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run in a folder, as `settings` made them; {} where none is there."""
+    return read_object(folder / CONFIG) or {}
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where it is missing, broken or something else."""
     try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def unfinished(out: Path) -> str:
@@ -143,11 +143,8 @@ def write_metrics(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
 
 def write_advice(out: Path, problems: Mapping[str, str]) -> None:
     """Keep in `advice.json` what each of the problems that `metrics.jsonl` names is, and what to change: the newest words."""
-    try:
-        known = json.loads((out / ADVICE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    write_text(json.dumps({**(known if isinstance(known, dict) else {}), **problems}, indent=2) + "\n", out / ADVICE)
+    known = read_object(out / ADVICE) or {}
+    write_text(json.dumps({**known, **problems}, indent=2) + "\n", out / ADVICE)
 
 
 def read_checkpoint(out: Path, parts: Collection[str] = ("policy", "optimizer", "metrics")) -> dict[str, Any] | None:

@@ -131,10 +131,8 @@ def train(config: ILQLConfig, *, on_epoch: Callable[[dict[str, Any]], None] | No
     kept = [each for each, right in zip(answers, fits, strict=True) if right]
     if not kept:
         raise UserError(f"no answer of {config.data} fits into {policy.reader.max_length} tokens: shorten them")
-    given, size = (
-        as_tokens(policy, kept, config),
-        config.train_batch_size,
-    )  # before the run claims its folder, as in sft
+    given = as_tokens(policy, kept, config)  # before the run claims its folder, as in sft
+    size = config.train_batch_size
     valued = ValuedPolicy(policy, ValueHeads.fresh(policy, seeded(config.seed, 1)), config.value_weight)
     run = TrainingRun("ilql", config, valued, settings(config, data), may_differ=MAY_DIFFER,
                       on_epoch=on_epoch, memory_advice=MEMORY_ADVICE)  # fmt: skip

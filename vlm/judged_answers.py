@@ -9,9 +9,9 @@ from mmrlhf.answers import answer_of
 from mmrlhf.data import image_of, prompt_of, read_rows
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
-from mmrlhf.segments import SegmentedItem, read_segments, tags_to_values, with_rest
+from mmrlhf.segments import SegmentedItem, tags_to_values, with_rest
 from vlm.answer_rewards import Judgement, SpanReward
-from vlm.preference_data import first_row, of_steps
+from vlm.preference_data import answers_of, first_row
 
 COLUMNS = ("prompt", "answer", "reward")
 
@@ -37,14 +37,6 @@ def read_judged(path: Path, *, unmarked_correct: bool = False) -> list[Judged]:
     if "segments" in first_row(path, COLUMNS):
         return [judged_of_item(with_rest(item) if unmarked_correct else item) for item in answers_of(path)]
     return list(read_rows(path, COLUMNS, ("image",), judged_of_row))
-
-
-def answers_of(path: Path) -> list[SegmentedItem]:
-    """The marked answers. UserError where one is of steps."""
-    items = read_segments(path)
-    if wrong := [item for item in items if item.answer is None]:
-        raise of_steps(wrong[0])
-    return items
 
 
 def judged_of_item(item: SegmentedItem) -> Judged:

@@ -15,7 +15,7 @@ import torch
 from mmrlhf.errors import UserError
 from mmrlhf.models import quiet_loading, resolve_model
 from mmrlhf.rewards.language.network import DTYPES, check_whole, padding_of, sees_images
-from mmrlhf.runs import saved_settings
+from mmrlhf.runs import run_settings
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -110,7 +110,7 @@ def as_peft_asks() -> Iterator[None]:
 
 def trained_template(folder: Path) -> str | None:
     """The --template of the run in a folder; None where it had none, or no run is there."""
-    template = saved_settings(folder).get("template")
+    template = run_settings(folder).get("template")
     return template if isinstance(template, str) else None
 
 

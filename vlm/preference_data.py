@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from mmrlhf.answers import ANSWER_COLUMNS, AnswerPair, answer_of, holds_answers, read_answer_pairs
+from mmrlhf.answers import ANSWER_COLUMNS, AnswerPair, answer_of, read_answer_pairs
 from mmrlhf.data import example_row, image_of, parse_object, prompt_of, read_text
 from mmrlhf.errors import UserError
 from mmrlhf.images import readable
@@ -37,13 +37,12 @@ def read_choices(path: Path) -> tuple[list[Choice], int]:
 
     UserError for a bad row, or where none is left.
     """
-    check_first_row(path)
-    if holds_answers(path):
+    if "answer_0" in first_judged_row(path):
         pairs = read_answer_pairs(path)
         found = [choice_of_pair(pair) for pair in pairs if pair.label_0 != 0.5]
         total = len(pairs)
     else:
-        items = read_segments(path)
+        items = answers_of(path)
         found = [choice for item in items if (choice := choice_of_item(item)) is not None]
         total = len(items)
     if not found:
@@ -53,14 +52,15 @@ def read_choices(path: Path) -> tuple[list[Choice], int]:
     return found, total - len(found)
 
 
-def check_first_row(path: Path) -> None:
-    """UserError for a file whose first row is neither a comparison nor marked."""
+def first_judged_row(path: Path) -> dict[str, Any]:
+    """`first_row`; UserError where it is neither a comparison nor marked."""
     row = first_row(path, ANSWER_COLUMNS)
     if row and not {"answer_0", "segments"} & row.keys():
         raise UserError(
             f"{path} row 1 has the columns {', '.join(row)}, allowed are comparisons ({', '.join(ANSWER_COLUMNS)}, image) or "
             "marked answers (prompt, image, answer, segments)"
         )
+    return row
 
 
 def first_row(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
@@ -78,17 +78,19 @@ def choice_of_pair(pair: AnswerPair) -> Choice:
 
 def choice_of_item(item: SegmentedItem) -> Choice | None:
     """The corrected answer and the one that was marked; None where nothing was corrected, or nothing would be left."""
-    if item.answer is None:
-        raise of_steps(item)
+    assert item.answer is not None
     better = corrected(item.answer, item.segments)
     if better in ("", item.answer.strip()):
         return None
     return Choice(Row(item.prompt, better, item.image), Row(item.prompt, item.answer, item.image))
 
 
-def of_steps(item: SegmentedItem) -> UserError:
-    """The error for segments that are no answer's."""
-    return UserError(f"item {item.item!r:.60} is of steps, allowed are answers: give segments of answers")
+def answers_of(path: Path) -> list[SegmentedItem]:
+    """The marked answers of a SEGMENTS.jsonl. UserError where one is of steps."""
+    items = read_segments(path)
+    if wrong := [item for item in items if item.answer is None]:
+        raise UserError(f"item {wrong[0].item!r:.60} is of steps, allowed are answers: give segments of answers")
+    return items
 
 
 def read_answers(path: Path) -> list[Row]:
@@ -100,10 +102,7 @@ def read_answers(path: Path) -> list[Row]:
     if "answer_0" in columns:
         return [choice.chosen for choice in read_choices(path)[0]]
     if "segments" in columns:
-        items = read_segments(path)
-        if wrong := [item for item in items if item.answer is None]:
-            raise of_steps(wrong[0])
-        rows = [(item, corrected(item.answer or "", item.segments)) for item in items]
+        rows = [(item, corrected(item.answer or "", item.segments)) for item in answers_of(path)]
         found = [Row(item.prompt, answer, item.image) for item, answer in rows if answer]
         if not found:
             raise UserError(f"{path} has no answer of which its corrections leave anything: give some that do")

@@ -19,10 +19,10 @@ from mmrlhf.rewards.language.inputs import Row
 from mmrlhf.rewards.segments.fit import fit_segments
 from mmrlhf.rewards.segments.labels import SpanLabel
 from mmrlhf.rewards.segments.text import TextFeatures, token_spans
-from mmrlhf.segments import SegmentedItem, SegmentScore, read_segments, with_rest
+from mmrlhf.segments import SegmentedItem, SegmentScore, with_rest
 from mmrlhf.types import SegmentLabel
 from vlm.answer_readers import OPTIONS, Features, open_reader, source_of
-from vlm.preference_data import hold_out
+from vlm.preference_data import answers_of, hold_out
 from vlm.segment_reward import HallucinationReward
 from vlm.spans import Parts, spans_of
 from vlm.state_features import Layers
@@ -131,9 +131,7 @@ def read_from(config: RewardConfig) -> dict[str, Any]:
 
 def answered(config: RewardConfig) -> list[SegmentedItem]:
     """The marked answers. UserError where one is of steps, or too few can be held out."""
-    items = read_segments(config.data)
-    if wrong := [item for item in items if item.answer is None]:
-        raise UserError(f"item {wrong[0].item!r:.60} is of steps, allowed are answers: give segments of answers")
+    items = answers_of(config.data)
     if config.unmarked_correct:
         items = [with_rest(item) for item in items]
     items = [item for item in items if item.segments]

@@ -4,7 +4,6 @@ A policy that direct preference optimization trained tells by log π_dpo − log
 that, with or without a reward of the whole answer at its end (their section 4).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from mmrlhf.config import check
 from mmrlhf.errors import UserError
 from mmrlhf.rewards.language.inputs import Row
-from mmrlhf.runs import CONFIG, CONTENT, RunResult, content_digest
+from mmrlhf.runs import CONTENT, RunResult, content_digest, run_settings
 from vlm.answer_rewards import AnswerReward, Judgement
 from vlm.loading import ADAPTER, load_adapter
 from vlm.policy import VisionLanguagePolicy
@@ -107,11 +106,8 @@ def unjudged(rows: Sequence[Row]) -> list[Judgement]:
 def check_dpo(config: RTOConfig) -> None:
     """UserError where --dpo names no weights, or those of a run that began from another adapter: its ratios would say nothing."""
     if (config.dpo / ADAPTER[0]).is_file():
-        try:
-            found = json.loads((config.dpo / CONFIG).read_text(encoding="utf-8"))
-            theirs = found.get("adapter_sha256", "") if "lora_rank" in found else None
-        except (OSError, ValueError, AttributeError, TypeError):
-            return  # an adapter that was copied without its run
+        found = run_settings(config.dpo)
+        theirs = found.get("adapter_sha256", "") if "lora_rank" in found else None  # None: copied without its run
         ours = content_digest(config.adapter, CONTENT["adapter"]) if config.adapter else ""
         if theirs is not None and theirs != ours:
             raise unfitting(

@@ -101,11 +101,11 @@ def answers(run: Run, name: str, when: str) -> None:
     from vlm.generate import GenerateConfig, generate
 
     out = folder(run) / name / f"{when}.jsonl"
-    after = {"adapter": folder(run) / "dense-dpo", "adapter_scale": ADAPTER_SCALE}
-    learnt: dict[str, Any] = after if when == "after" else {}
+    adapter = folder(run) / "dense-dpo" if when == "after" else None
     generate(GenerateConfig(
         run.config.vlm_model, folder(run) / name / "scenes.jsonl", out, batch_size=50, temperature=1.0,
-        max_new_tokens=MOST_TOKENS, seed=run.config.seed, resume=True, **learnt,
+        max_new_tokens=MOST_TOKENS, adapter=adapter, adapter_scale=ADAPTER_SCALE if adapter else 1.0,
+        seed=run.config.seed, resume=True,
     ))  # fmt: skip
 
 

@@ -166,8 +166,8 @@ class Reader:
 
     def with_mark(self, text: str, has_image: bool) -> str:
         """What a template of one's own made, with a placeholder for the image: where the template has it, else in front."""
-        mark = self.processor.image_token if self.sees_images else None
-        if mark is not None and mark in self.template:
+        mark = self.processor.image_token if self.sees_images or has_image else ""
+        if mark and mark in self.template:
             return text if has_image else text.replace(mark, "").lstrip()
         return f"{mark}\n{text}" if has_image else text
 
